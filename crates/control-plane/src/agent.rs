@@ -1,7 +1,10 @@
 //! Connections to host agents. RPC and the data hop to guests share one pool of connections, so the
 //! same security applies to both.
 
+mod builds;
 mod failure;
+
+pub(crate) use builds::HostBuilds;
 
 use self::failure::Command;
 use crate::error::{Error, Result};
@@ -252,9 +255,14 @@ impl Agent {
         Ok(shown)
     }
 
-    /// Creates a capsule on the host.
-    pub(crate) async fn create(&self, request: host::CreateCapsuleRequest) -> Result<Started> {
-        let options = CallOptions::default().with_timeout(CREATE);
+    /// Creates a capsule on the host. `ready_within` is the time that start and ready commands of
+    /// the capsule's version may take beyond the boot.
+    pub(crate) async fn create(
+        &self,
+        request: host::CreateCapsuleRequest,
+        ready_within: Duration,
+    ) -> Result<Started> {
+        let options = CallOptions::default().with_timeout(CREATE + ready_within);
         let answer = self.host().create_capsule_with_options(request, options).await;
         let answer = answer.map_err(|e| refused(Command::Create, &e))?.into_owned();
         Ok(answer.started.into_option().unwrap_or_default().into())

@@ -7,6 +7,7 @@ use crate::auth::directory::Directory;
 use crate::auth::keys::KeyCache;
 use crate::auth::revocations::Revocations;
 use crate::auth::session;
+use crate::builds::changes::BuildChanges;
 use crate::cache::InvalidationHealth;
 use crate::capsules::waiters::Waiters;
 use crate::db::capsules::Capsule;
@@ -19,9 +20,11 @@ use crate::limits::Limiter;
 use crate::load::Load;
 use crate::proxy::routes::Routes;
 use crate::rounds::Rounds;
+use crate::seal::Sealer;
 use crate::streams::Streams;
 use crate::users::accounts::Accounts;
 use crate::users::mail::Mailer;
+use crate::versions::watch::VersionWatch;
 use daemon::{Metrics, Tasks};
 use sqlx::PgPool;
 use std::sync::Arc;
@@ -51,6 +54,9 @@ pub struct App {
     pub(crate) limiter: Arc<Limiter>,
     pub(crate) load: Arc<Load>,
     pub(crate) waiters: Arc<Waiters>,
+    /// News of builds.
+    pub(crate) build_changes: Arc<BuildChanges>,
+    pub(crate) version_watch: Arc<VersionWatch>,
     pub(crate) audit_buffer: Arc<AuditBuffer>,
     pub(crate) streams: Arc<Streams>,
     pub(crate) accounts: Accounts,
@@ -62,6 +68,10 @@ pub struct App {
     pub(crate) channel_secret: Arc<[u8]>,
     /// Secret that signs preview links.
     pub(crate) link_secret: Arc<[u8]>,
+    /// Secret that signs the addresses of uploads.
+    pub(crate) upload_secret: Arc<[u8]>,
+    /// Encrypts secrets that the database holds.
+    pub(crate) sealer: Arc<Sealer>,
     pub(crate) audit_access: bool,
     /// Days for which audit entries are kept; `None` means for ever.
     pub(crate) audit_days: Option<i32>,
@@ -85,6 +95,7 @@ impl App {
         self.directory.apply(change);
         self.revocations.apply(change);
         self.waiters.apply(change);
+        self.build_changes.apply(change);
     }
 
     /// Reports whether the database answers. Concurrent callers share one check, since the route is

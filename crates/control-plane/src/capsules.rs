@@ -28,6 +28,7 @@
 
 mod access;
 mod alive;
+mod build;
 mod create;
 mod delete;
 mod detached;
@@ -55,6 +56,7 @@ mod wake;
 
 pub(crate) use access::{rotate_links, rotate_token};
 pub(crate) use alive::unless_silent;
+pub(crate) use build::{BuildCapsule, start_for_build};
 pub(crate) use create::{HOST_PORT, create};
 pub(crate) use delete::{abandon, delete, remove};
 pub(crate) use failure::classify_failure;

@@ -48,6 +48,7 @@ async fn hear(app: &App) -> sqlx::Result<()> {
                 app.streams.wake(None);
             }
             Change::Capsule(_)
+            | Change::Build(_)
             | Change::Key(_)
             | Change::User(_)
             | Change::Session(_)

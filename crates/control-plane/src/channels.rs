@@ -24,13 +24,15 @@ const CHANNELS_MAX: i64 = 32;
 /// Longest URL, in bytes.
 const URL_MAX: usize = 2000;
 /// Kinds of events.
-pub(crate) const EVENTS: [&str; 10] = [
+pub(crate) const EVENTS: [&str; 12] = [
     "capsule.created",
     "capsule.running",
     "capsule.paused",
     "capsule.error",
     "capsule.missing",
     "capsule.destroyed",
+    "template.build.ready",
+    "template.build.failed",
     "template.snapshot.created",
     "template.snapshot.deleted",
     "host.up",

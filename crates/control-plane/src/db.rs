@@ -8,6 +8,10 @@
 //! four columns names each value (`insert.rs`, ADR 37).
 
 pub(crate) mod audit;
+pub(crate) mod build_files;
+pub(crate) mod build_logs;
+pub(crate) mod build_runs;
+pub(crate) mod builds;
 pub(crate) mod capsules;
 pub(crate) mod channels;
 mod decode;
@@ -22,14 +26,17 @@ pub(crate) mod limits;
 pub(crate) mod listen;
 pub(crate) mod makers;
 pub(crate) mod pool;
+pub(crate) mod registry_logins;
 pub(crate) mod retention;
 pub(crate) mod routes;
 pub(crate) mod schema;
 pub(crate) mod secrets;
 pub(crate) mod sessions;
 pub(crate) mod snapshots;
+pub(crate) mod tags;
 pub(crate) mod teams;
 pub(crate) mod templates;
 pub(crate) mod users;
+pub(crate) mod versions;
 
 pub(crate) use pool::connect;

@@ -64,8 +64,33 @@ impl PublicUrl {
         self.scheme == "https"
     }
 
+    /// Reports whether `host` is the platform's public name or a name below it, served by HTTPS.
+    pub(crate) fn is_https_of(&self, host: &str) -> bool {
+        let (host, public) = (host.to_ascii_lowercase(), self.authority.to_ascii_lowercase());
+        let above = host.strip_suffix(&public);
+        self.is_https() && above.is_some_and(|above| above.is_empty() || above.ends_with('.'))
+    }
+
     /// Returns the URL of a capsule's port.
     pub(crate) fn of(&self, capsule: CapsuleId, port: u16) -> String {
         format!("{}://{port}-{capsule}.{}", self.scheme, self.authority)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn https_counts_for_the_public_name_and_names_below_it() {
+        let public = PublicUrl::parse("https://Sandbox.example.com:8443").unwrap();
+        for host in ["sandbox.example.com:8443", "API.sandbox.example.com:8443"] {
+            assert!(public.is_https_of(host), "{host}");
+        }
+        for host in ["127.0.0.1:80", "sandbox.example.com", "othersandbox.example.com:8443"] {
+            assert!(!public.is_https_of(host), "{host}");
+        }
+        let plain = PublicUrl::parse("http://sandbox.example.com").unwrap();
+        assert!(!plain.is_https_of("sandbox.example.com"));
     }
 }

@@ -62,6 +62,22 @@ pub enum Error {
     BodyTooSlow,
     #[error("{0} has reached its limit: {1}")]
     LimitReached(&'static str, String),
+    /// Builds that a team may have under way. E2B's clients wait when they see these words.
+    #[error(
+        "you have reached the maximum number of concurrent template builds ({0}); wait until one ends"
+    )]
+    TooManyBuilds(u64),
+    #[error("tag '{tag}' does not exist for template '{template}', or has no ready build")]
+    NoVersion { template: String, tag: String },
+    #[error("template '{0}' not found")]
+    NoTemplate(String),
+    #[error("the files with the hash {0} are not uploaded, or not on the same host as the others")]
+    FilesMissing(String),
+    #[error("the name '{0}' belongs to the platform; choose another one")]
+    NameReserved(String),
+    /// A template that something needs. `uses` are for people, and `kinds` for E2B's clients.
+    #[error("the template '{name}' is in use by {uses}; remove that first")]
+    TemplateInUse { name: String, uses: String, kinds: Vec<String> },
     #[error(
         "{team} has {capsules} capsules, {snapshots} snapshots and {hosts} hosts; delete them first"
     )]
@@ -78,8 +94,11 @@ pub enum Error {
     SignInFailed(String),
     #[error("{0} is invalid, used or expired")]
     InvalidToken(&'static str),
-    #[error("the host has {0} capsules and {1} snapshots; drain it first, or delete it by force")]
-    HostNotEmpty(usize, i64),
+    #[error(
+        "the host has {0} capsules and {1} snapshots, and {2} versions of templates that are nowhere \
+         else; drain it first, or delete it by force"
+    )]
+    HostNotEmpty(usize, i64, i64),
     #[error("the request has no valid X-API-Key header, bearer token or session")]
     Unauthenticated,
     #[error(
@@ -184,7 +203,9 @@ impl Error {
 
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::NotFound(_) | Self::NoVersion { .. } | Self::NoTemplate(_) => {
+                StatusCode::NOT_FOUND
+            }
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Forbidden(_)
             | Self::Confined
@@ -192,6 +213,8 @@ impl Error {
             | Self::NoTeam
             | Self::NotOurPage => StatusCode::FORBIDDEN,
             Self::Conflict(_)
+            | Self::NameReserved(_)
+            | Self::TemplateInUse { .. }
             | Self::HostNotEmpty(..)
             | Self::TeamNotEmpty { .. }
             | Self::LastAdmin(_)
@@ -200,9 +223,10 @@ impl Error {
             | Self::Interrupted
             | Self::SnapshotDamaged { .. }
             | Self::SnapshotIncompatible(_) => StatusCode::CONFLICT,
-            Self::Invalid { .. } | Self::CommandNotFound(_) | Self::CommandNotExecutable(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Invalid { .. }
+            | Self::FilesMissing(_)
+            | Self::CommandNotFound(_)
+            | Self::CommandNotExecutable(_) => StatusCode::BAD_REQUEST,
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::NotSupported(_) => StatusCode::NOT_IMPLEMENTED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -228,6 +252,7 @@ impl Error {
             | Self::TooManyAtOnce(_)
             | Self::TooManyReaders
             | Self::TooManyRequests(..)
+            | Self::TooManyBuilds(_)
             | Self::LimitReached(..) => StatusCode::TOO_MANY_REQUESTS,
             Self::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
             Self::StartFailed(_)
@@ -258,6 +283,12 @@ impl Error {
             Self::Overloaded => "overloaded",
             Self::BodyTooSlow => "body_timeout",
             Self::LimitReached(..) => "limit_reached",
+            Self::TooManyBuilds(_) => "too_many_builds",
+            Self::NoVersion { .. } => "no_version",
+            Self::NoTemplate(_) => "not_found",
+            Self::FilesMissing(_) => "files_missing",
+            Self::NameReserved(_) => "name_reserved",
+            Self::TemplateInUse { .. } => "template_in_use",
             Self::MailFailed => "mail_failed",
             Self::NoMail => "no_mail",
             Self::TeamNotEmpty { .. } => "team_not_empty",

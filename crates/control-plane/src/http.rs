@@ -5,6 +5,8 @@ mod api_keys;
 mod archive;
 mod audit;
 mod auth;
+mod build_logs;
+mod builds;
 mod capsules;
 mod channels;
 pub(crate) mod compat_e2b;
@@ -23,6 +25,7 @@ mod paging;
 mod ports;
 mod processes;
 mod pty;
+mod registries;
 mod respond;
 mod routes;
 mod rules;
@@ -56,10 +59,10 @@ fn documented() -> Routes {
         .route(Rule::Platform, routes!(status::metrics))
         .route(Rule::Open, routes!(document))
         .route(Rule::Open, routes!(docs::page));
-    with_accounts(with_hosts(with_capsules(routes)))
+    with_accounts(with_hosts(with_templates(with_capsules(routes))))
 }
 
-/// Adds the routes of capsules, their contents, snapshots and templates.
+/// Adds the routes of capsules, their contents and snapshots.
 fn with_capsules(routes: Routes) -> Routes {
     routes
         .route(CHANGE, routes!(capsules::create))
@@ -99,8 +102,28 @@ fn with_capsules(routes: Routes) -> Routes {
         .route(READ_ALL, routes!(snapshots::list))
         .route(READ_ALL, routes!(snapshots::get))
         .route(CHANGE_ALL, routes!(snapshots::delete))
+}
+
+/// Adds the routes of templates and their builds. The rules let keys pass that are confined to a
+/// template; the use cases check the template.
+fn with_templates(routes: Routes) -> Routes {
+    routes
         .route(READ, routes!(templates::list))
-        .route(Rule::Platform, routes!(templates::change))
+        .route(READ, routes!(templates::get))
+        .route(Rule::Anyone, routes!(templates::change))
+        .route(CHANGE, routes!(templates::delete))
+        .route(READ, routes!(templates::versions))
+        .route(READ, routes!(templates::list_tags))
+        .route(CHANGE, routes!(templates::assign_tags))
+        .route(CHANGE, routes!(templates::delete_tag))
+        .route(CHANGE, routes!(builds::create))
+        .route(READ, routes!(builds::list))
+        .route(READ, routes!(builds::get))
+        .route(CHANGE, routes!(builds::cancel))
+        .route(READ, routes!(build_logs::logs))
+        .route(CHANGE, routes!(builds::files, builds::put_files))
+        .route(ADMIN, routes!(registries::list))
+        .route(ADMIN, routes!(registries::set, registries::delete))
 }
 
 /// Adds the routes of hosts.

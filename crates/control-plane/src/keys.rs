@@ -67,9 +67,13 @@ pub(crate) async fn create(app: &App, caller: Caller, wanted: api::NewKey) -> Re
     }
     let ends = |seconds| OffsetDateTime::now_utc() + std::time::Duration::from_secs(seconds);
     let limits = wanted.limits.unwrap_or_default();
-    for (field, set) in
-        [("snapshots", limits.snapshots.is_some()), ("storage_mib", limits.storage_mib.is_some())]
-    {
+    for (field, set) in [
+        ("snapshots", limits.snapshots.is_some()),
+        ("storage_mib", limits.storage_mib.is_some()),
+        ("templates", limits.templates.is_some()),
+        ("builds", limits.builds.is_some()),
+        ("template_mib", limits.template_mib.is_some()),
+    ] {
         if set {
             return Err(Error::invalid(format!("limits.{field}"), "can only be set for teams"));
         }

@@ -34,6 +34,12 @@ pub(crate) struct Limits {
     pub snapshots: Option<NonZeroU32>,
     /// Storage of snapshots and paused capsules on the hosts' disks. Only a team has this limit.
     pub storage_mib: Option<NonZeroU64>,
+    /// Templates. Only a team has this limit.
+    pub templates: Option<NonZeroU32>,
+    /// Builds under way at once. Only a team has this limit.
+    pub builds: Option<NonZeroU32>,
+    /// Versions of templates on the hosts' disks. Only a team has this limit.
+    pub template_mib: Option<NonZeroU64>,
     pub creates_per_sec: Option<NonZeroU32>,
     pub requests_per_sec: Option<NonZeroU32>,
     /// Lowest isolation tier of the team's capsules. Only a team has this limit.
@@ -47,6 +53,9 @@ impl Limits {
         memory_mib: None,
         snapshots: None,
         storage_mib: None,
+        templates: None,
+        builds: None,
+        template_mib: None,
         creates_per_sec: None,
         requests_per_sec: None,
         isolation: Isolation::None,
@@ -58,6 +67,9 @@ impl Limits {
         memory_mib: NonZeroU64::new(4 << 20),
         snapshots: NonZeroU32::new(1000),
         storage_mib: NonZeroU64::new(1 << 20),
+        templates: NonZeroU32::new(1000),
+        builds: NonZeroU32::new(2),
+        template_mib: NonZeroU64::new(1 << 18),
         creates_per_sec: NonZeroU32::new(100),
         requests_per_sec: NonZeroU32::new(1000),
         isolation: Isolation::None,

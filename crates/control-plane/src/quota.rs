@@ -47,6 +47,17 @@ impl Quota {
         self.check(tx, more, key).await
     }
 
+    /// Checks that there is room for a capsule that works for a build. It counts for the key that
+    /// asked for the build.
+    pub(crate) async fn admit_for_build(
+        &self,
+        tx: &mut PgConnection,
+        capsule: &Capsule,
+    ) -> Result<()> {
+        let more = Held { capsules: 1, ..machine(capsule) };
+        self.check(tx, more, capsule.created_by_key).await
+    }
+
     /// Checks that there is room for the machine of a capsule that is brought back. The machine
     /// counts for the key that made the capsule. A user, or a key without such limits, is bound
     /// only by the team's limits.

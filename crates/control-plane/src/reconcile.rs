@@ -12,7 +12,7 @@ use crate::db::leader::LeaderLease;
 use crate::error::Result;
 use crate::hosts::lifecycle;
 use crate::rounds::Request;
-use crate::{capsules, db, snapshots};
+use crate::{builds, capsules, db, snapshots, versions};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use protocol::host::{CapsuleInfo, CapsuleState as OnHost};
@@ -138,6 +138,7 @@ async fn reconcile_as_leader(app: &App) {
         () = follow_all(app) => {}
         () = watch(app) => {}
         () = crate::retention::rounds(app) => {}
+        () = builds::run::rounds(app) => {}
         () = crate::channels::expire::rounds(app) => {}
     }
 }
@@ -308,7 +309,8 @@ async fn round(app: &App, host: HostId) -> Result<()> {
         }
         remove_leftover(&agent, id, &info).await;
     }
-    snapshots::reconcile(app, host).await
+    snapshots::reconcile(app, host).await?;
+    versions::reconcile(app, host).await
 }
 
 /// Reports whether a host's copy of a capsule dates from before the capsule was placed there. Such

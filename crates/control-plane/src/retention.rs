@@ -25,6 +25,7 @@ pub(crate) async fn rounds(app: &App) {
 }
 
 async fn round(app: &App) -> sqlx::Result<()> {
+    crate::builds::expire(app).await?;
     for _ in 0..STEPS {
         let mut more = db::retention::forget(&app.db, app.audit_days, ROWS).await?;
         more |= db::events::add_up(&app.db, INTERVALS, ROWS).await? > 0;

@@ -1,14 +1,14 @@
 //! Chooses the host for a capsule. Pure: the inputs are the known hosts and the request.
 //!
 //! A host fits when it is open, and is shared or the team's own. It must have the requested tags
-//! and isolation tier, and room. It must also have the template or snapshot, or be able to fetch
-//! it. The host that would be the least full afterwards wins. Having to fetch counts as a quarter
-//! of a host.
+//! and isolation tier, and room. It must also have the template, version or snapshot, or be able to
+//! fetch it. The host that would be the least full afterwards wins. Having to fetch counts as a
+//! quarter of a host.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use types::{HostId, Isolation, TeamId};
 
-/// Cost of fetching the template or snapshot, as a share of a host.
+/// Cost of fetching the origin, as a share of a host.
 const FETCH: f64 = 0.25;
 
 /// Amounts of virtual CPUs, memory and disk.
@@ -43,7 +43,7 @@ pub struct HostView {
     pub tags: Vec<String>,
     pub isolation: Isolation,
     pub templates: Vec<String>,
-    /// Set if the host can fetch templates and snapshots from the store.
+    /// Set if the host can fetch templates, versions and snapshots from the store.
     pub store: bool,
     /// Total amount that the host's capsules may have.
     pub room: ResourceAmounts,
@@ -51,16 +51,28 @@ pub struct HostView {
     pub used: ResourceAmounts,
 }
 
+/// State that a machine starts from, as far as it binds the machine to hosts.
+#[derive(Debug, Clone, Copy)]
+pub enum Holders<'a> {
+    /// A template of the operator's, by its name. The hosts report such templates. Any host with the
+    /// store can fetch one, since each host uploads its own.
+    Template(&'a str),
+    /// A version or a snapshot, on these hosts.
+    Hosts {
+        ids: &'a [HostId],
+        /// Set if any host with the store can fetch it.
+        stored: bool,
+    },
+    /// Nothing that a host must have. On other hosts than these, the start costs as much as a fetch.
+    Anywhere { near: &'a [HostId] },
+}
+
 /// A request for a host.
 #[derive(Debug, Clone)]
 pub struct PlacementRequest<'a> {
     pub team: TeamId,
     pub size: ResourceAmounts,
-    pub template: &'a str,
-    /// Host that has the snapshot to start from; `None` for a template.
-    pub preferred: Option<HostId>,
-    /// Set if a host with the store can fetch the template or snapshot.
-    pub fetches: bool,
+    pub origin: Holders<'a>,
     pub tags: &'a [String],
     /// Lowest isolation tier that the capsule accepts.
     pub isolation: Isolation,
@@ -126,11 +138,11 @@ fn score(host: &HostView, request: &PlacementRequest<'_>) -> Result<f64, NoFit> 
     if host.isolation < request.isolation {
         return Err(NoFit::Isolation(request.isolation));
     }
-    let holds = match request.preferred {
-        Some(preferred) => host.id == preferred,
-        None => host.templates.iter().any(|name| name == request.template),
+    let (holds, fetches) = match request.origin {
+        Holders::Template(name) => (host.templates.iter().any(|own| own == name), host.store),
+        Holders::Hosts { ids, stored } => (ids.contains(&host.id), stored && host.store),
+        Holders::Anywhere { near } => (near.is_empty() || near.contains(&host.id), true),
     };
-    let fetches = request.fetches && host.store;
     if !holds && !fetches {
         return Err(NoFit::Origin);
     }
@@ -185,9 +197,7 @@ mod tests {
         PlacementRequest {
             team: TeamId::new(),
             size,
-            template: "base",
-            preferred: None,
-            fetches: false,
+            origin: Holders::Template("base"),
             tags: &[],
             isolation: Isolation::None,
             excluded: &[],
@@ -208,16 +218,43 @@ mod tests {
     #[test]
     fn least_loaded_host_that_holds_the_template_is_picked() {
         let mut hosts = vec![host(1, 2000), host(2, 1000), host(3, 3000)];
+        hosts.iter_mut().for_each(|host| host.store = false);
         assert_eq!(pick(&hosts, &request(), 7), Ok(hosts[1].id));
         hosts[1].templates.clear();
         assert_eq!(pick(&hosts, &request(), 7), Ok(hosts[0].id));
         hosts[0].templates.clear();
         hosts[2].templates.clear();
         assert_eq!(pick(&hosts, &request(), 7), Err(NoFit::Origin));
-        let fetches = PlacementRequest { fetches: true, ..request() };
-        assert_eq!(pick(&hosts, &fetches, 7), Ok(hosts[1].id));
-        let preferred = PlacementRequest { preferred: Some(hosts[0].id), ..fetches };
-        assert_eq!(pick(&hosts, &preferred, 7), Ok(hosts[0].id));
+        hosts.iter_mut().for_each(|host| host.store = true);
+        assert_eq!(pick(&hosts, &request(), 7), Ok(hosts[1].id));
+    }
+
+    #[test]
+    fn version_starts_where_it_is_held_and_elsewhere_only_from_the_store() {
+        let mut hosts = vec![host(1, 1000), host(2, 0)];
+        let held = [hosts[0].id];
+        let wants = |stored| {
+            let origin = Holders::Hosts { ids: &held, stored };
+            PlacementRequest { origin, ..request() }
+        };
+        assert_eq!(pick(&hosts, &wants(false), 7), Ok(hosts[0].id));
+        hosts[0].open = false;
+        assert_eq!(pick(&hosts, &wants(false), 7), Err(NoFit::Origin));
+        assert_eq!(pick(&hosts, &wants(true), 7), Ok(hosts[1].id));
+        hosts[1].store = false;
+        assert_eq!(pick(&hosts, &wants(true), 7), Err(NoFit::Origin));
+    }
+
+    #[test]
+    fn work_without_origin_goes_near_and_otherwise_anywhere() {
+        let mut hosts = vec![host(1, 800), host(2, 0)];
+        hosts.iter_mut().for_each(|host| host.store = false);
+        let near = [hosts[0].id];
+        let wants = |near| PlacementRequest { origin: Holders::Anywhere { near }, ..request() };
+        assert_eq!(pick(&hosts, &wants(&near[..]), 7), Ok(hosts[0].id));
+        assert_eq!(pick(&hosts, &wants(&[]), 7), Ok(hosts[1].id));
+        hosts[0].open = false;
+        assert_eq!(pick(&hosts, &wants(&near[..]), 7), Ok(hosts[1].id));
     }
 
     #[test]
@@ -263,7 +300,10 @@ mod tests {
         ) {
             let tags: Vec<String> = (tag < 4).then(|| format!("tag{tag}")).into_iter().collect();
             let team = TeamId(uuid::Uuid::from_u128(team));
-            let request = PlacementRequest { team, fetches, tags: &tags, ..request() };
+            let holders: Vec<HostId> =
+                hosts.iter().filter(|h| !h.templates.is_empty()).map(|h| h.id).collect();
+            let origin = Holders::Hosts { ids: &holders, stored: fetches };
+            let request = PlacementRequest { team, origin, tags: &tags, ..request() };
             let own = hosts.iter().any(|h| h.team == Some(team));
             let fits = |h: &&HostView| {
                 h.open

@@ -8,6 +8,7 @@ use crate::auth::keys::KeyCache;
 use crate::auth::origin::{ByTls, Peer};
 use crate::auth::revocations::Revocations;
 use crate::auth::session;
+use crate::builds::changes::BuildChanges;
 use crate::cache::InvalidationHealth;
 use crate::capsules::waiters::Waiters;
 use crate::channels::guard;
@@ -19,12 +20,14 @@ use crate::load::{Load, UnderWay};
 use crate::proxy::routes::Routes;
 use crate::proxy::{self, SandboxProxy};
 use crate::rounds::Rounds;
+use crate::seal::Sealer;
 use crate::streams::Streams;
 use crate::users::accounts::Accounts;
 use crate::users::mail::{self, Mailer};
 use crate::{audit, changes, channels, db, http, reconcile};
 use anyhow::Context;
 use daemon::{Metrics, Tasks};
+use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -53,6 +56,35 @@ pub struct Settings {
     pub limits: hop::Limits,
 }
 
+/// Values that are made of the secrets which all replicas share.
+struct Secrets {
+    host_signer: Signer,
+    user_signer: session::Signer,
+    channels: Arc<[u8]>,
+    links: Arc<[u8]>,
+    uploads: Arc<[u8]>,
+    sealer: Sealer,
+}
+
+impl Secrets {
+    /// Reads the secrets from the database. The first replica makes them.
+    async fn load(db: &PgPool) -> anyhow::Result<Self> {
+        let secret = async |name| {
+            db::secrets::load(db, name)
+                .await
+                .with_context(|| format!("cannot read the secret {name}"))
+        };
+        Ok(Self {
+            host_signer: Signer::new(&secret("host-jwt").await?),
+            user_signer: session::Signer::new(&secret("user-jwt").await?),
+            channels: secret("channels").await?.into(),
+            links: secret("links").await?.into(),
+            uploads: secret("uploads").await?.into(),
+            sealer: Sealer::new(&secret("logins").await?).context("cannot make a key")?,
+        })
+    }
+}
+
 impl App {
     /// Connects to the database, migrates it, and starts the background tasks.
     ///
@@ -75,15 +107,7 @@ impl App {
         fleet.read().await.context("cannot read the hosts from the database")?;
         fleet.spawn_refresh(tasks);
         let agents = Agents::new(Arc::clone(&fleet), cert_store.clone(), settings.plaintext, tasks);
-        let secret = async |name| {
-            db::secrets::load(&db, name)
-                .await
-                .with_context(|| format!("cannot read the secret {name}"))
-        };
-        let signer = Signer::new(&secret("host-jwt").await?);
-        let user_signer = session::Signer::new(&secret("user-jwt").await?);
-        let channel_secret = secret("channels").await?.into();
-        let link_secret = secret("links").await?.into();
+        let secrets = Secrets::load(&db).await?;
         // A second call, as in tests, keeps the first one's choice.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let health = InvalidationHealth::default();
@@ -100,8 +124,8 @@ impl App {
             fleet,
             cert_store,
             plaintext: settings.plaintext,
-            signer: Arc::new(signer),
-            user_signer: Arc::new(user_signer),
+            signer: Arc::new(secrets.host_signer),
+            user_signer: Arc::new(secrets.user_signer),
             key_cache,
             routes: Arc::new(routes),
             directory: Arc::new(directory),
@@ -110,12 +134,16 @@ impl App {
             invalidation_health: health,
             limiter: Arc::new(Limiter::new()),
             load,
+            build_changes: Arc::new(BuildChanges::new()),
+            version_watch: Arc::default(),
             audit_buffer: Arc::default(),
             streams: Arc::new(streams),
             http: guard::client(true)?,
             channel_client: guard::client(settings.accounts.private_channels)?,
-            channel_secret,
-            link_secret,
+            channel_secret: secrets.channels,
+            link_secret: secrets.links,
+            upload_secret: secrets.uploads,
+            sealer: Arc::new(secrets.sealer),
             accounts: settings.accounts,
             mailer: Arc::new(Mailer::new(settings.mail)?),
             audit_access: settings.audit_access,

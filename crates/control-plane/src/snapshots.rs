@@ -53,6 +53,7 @@ pub(crate) async fn take(
         name,
         state: SnapshotState::Making,
         template: capsule.template.clone(),
+        version_id: capsule.version_id,
         vcpus: capsule.vcpus,
         memory_mib: capsule.memory_mib,
         disk_mib: capsule.disk_mib,

@@ -8,7 +8,7 @@ use crate::load::Streaming;
 use sqlx::PgPool;
 use std::time::Duration;
 use tokio::sync::broadcast;
-use types::{CapsuleId, ChannelId, HostId, SnapshotId, TeamId};
+use types::{CapsuleId, ChannelId, HostId, SnapshotId, TeamId, TemplateId};
 
 /// Most events of one read.
 const PAGE: i64 = 500;
@@ -117,6 +117,7 @@ fn resource(kind: ResourceType, id: uuid::Uuid) -> String {
         ResourceType::Snapshot => SnapshotId(id).to_string(),
         ResourceType::Host => HostId(id).to_string(),
         ResourceType::Channel => ChannelId(id).to_string(),
+        ResourceType::Template => TemplateId(id).to_string(),
     }
 }
 

@@ -395,6 +395,9 @@ pub(crate) fn limits_shown(limits: crate::limits::Limits) -> api::Limits {
         requests_per_sec: Some(limits.requests_per_sec.map_or(0, NonZeroU32::get)),
         snapshots: Some(limits.snapshots.map_or(0, NonZeroU32::get)),
         storage_mib: Some(limits.storage_mib.map_or(0, NonZeroU64::get)),
+        templates: Some(limits.templates.map_or(0, NonZeroU32::get)),
+        builds: Some(limits.builds.map_or(0, NonZeroU32::get)),
+        template_mib: Some(limits.template_mib.map_or(0, NonZeroU64::get)),
     }
 }
 
@@ -403,6 +406,7 @@ pub(crate) async fn limits(app: &App, team: TeamId) -> Result<api::TeamLimits> {
     let limits = db::limits::of(&app.db, team).await?.limits();
     let held = db::limits::held(&app.db, team).await?;
     let stored = db::limits::stored(&app.db, team).await?;
+    let templates = db::templates::bytes(&app.db, team).await?;
     Ok(api::TeamLimits {
         limits: limits_shown(limits),
         capsules: held.capsules,
@@ -410,6 +414,9 @@ pub(crate) async fn limits(app: &App, team: TeamId) -> Result<api::TeamLimits> {
         memory_mib: held.memory_mib,
         snapshots: stored.snapshots,
         storage_mib: (stored.storage_bytes + (1 << 20) - 1) >> 20,
+        templates: db::templates::count(&app.db, team).await?,
+        builds: db::builds::under_way(&app.db, team, 0).await?,
+        template_mib: templates.div_ceil(1 << 20).cast_signed(),
     })
 }
 
@@ -442,6 +449,9 @@ pub(crate) fn check_limits(wanted: &api::Limits) -> Result<db::limits::Row> {
         memory_mib: long("memory_mib", wanted.memory_mib)?,
         snapshots: int("snapshots", wanted.snapshots)?,
         storage_mib: long("storage_mib", wanted.storage_mib)?,
+        templates: int("templates", wanted.templates)?,
+        builds: int("builds", wanted.builds)?,
+        template_mib: long("template_mib", wanted.template_mib)?,
         creates_per_sec: int("creates_per_sec", wanted.creates_per_sec)?,
         requests_per_sec: int("requests_per_sec", wanted.requests_per_sec)?,
         isolation: None,

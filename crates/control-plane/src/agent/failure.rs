@@ -42,6 +42,7 @@ impl Command {
                 self.unless_other(error, Error::SnapshotIncompatible(why))
             }
             FailureReason::FAILURE_REASON_SILENT => self.silent(why),
+            FailureReason::FAILURE_REASON_START => self.failed(error, why),
             FailureReason::FAILURE_REASON_INTERNAL => self.failed(error, SEE_LOG.to_owned()),
         }
     }
@@ -140,6 +141,7 @@ mod tests {
             (Reason::FAILURE_REASON_DAMAGED, of_snapshot("snapshot_damaged")),
             (Reason::FAILURE_REASON_INCOMPATIBLE, of_snapshot("snapshot_incompatible")),
             (Reason::FAILURE_REASON_INTERNAL, failed("internal")),
+            (Reason::FAILURE_REASON_START, failed("internal")),
             (Reason::FAILURE_REASON_SILENT, silent),
         ] {
             assert_eq!(codes(&sent(reason)), wanted, "{reason:?}");

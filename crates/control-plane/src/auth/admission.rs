@@ -159,7 +159,7 @@ impl Recheck for Admission {
             Rule::Platform if !identity.operates(app, by).await? => {
                 return Err(Error::Forbidden("platform"));
             }
-            Rule::Team(action, resource) => {
+            Rule::Team(action, resource) | Rule::Poll(action, resource) => {
                 identity.caller(app, self.team, by).await?.may(action, resource)?;
             }
             Rule::Platform | Rule::Open | Rule::Host | Rule::User | Rule::Anyone => {}

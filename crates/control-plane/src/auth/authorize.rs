@@ -56,6 +56,7 @@ pub(crate) async fn authorize(
             from.map_or(Standing::Stranger, |from| app.load.standing(from)),
         ),
         under_way: UnderWay::default(),
+        counts: true,
     };
     // The count is taken before the first look-up, so that no change in between is missed.
     let seen = app.revocations.count();
@@ -68,7 +69,7 @@ pub(crate) async fn authorize(
                 gate.note("capsule.access", parts.uri.path(), None);
             }
             let admission = gate.verified.map(|(credential, basis)| {
-                let team = matches!(rule, Rule::Team(..)).then_some(gate.team);
+                let team = matches!(rule, Rule::Team(..) | Rule::Poll(..)).then_some(gate.team);
                 Admission { app: Arc::clone(&app), credential, rule, team, basis, seen }
             });
             let mut answer = match admission {
@@ -107,6 +108,8 @@ struct Gate<'a> {
     payer: Payer,
     /// Shares that the request holds until its answer has ended.
     under_way: UnderWay,
+    /// False if the request does not count against the limits per second.
+    counts: bool,
 }
 
 impl Gate<'_> {
@@ -144,13 +147,15 @@ impl Gate<'_> {
                     // A user may be in no team, and must be able to see that.
                     Err(Error::NoTeam) => {
                         let permissions = Permissions::default();
-                        Caller { by: self.by, permissions, ..Caller::of(PLATFORM_TEAM) }
+                        let operator = self.operates().await?;
+                        Caller { by: self.by, permissions, operator, ..Caller::of(PLATFORM_TEAM) }
                     }
                     found => found?,
                 };
                 parts.extensions.insert(caller);
             }
-            Rule::Team(action, resource) => {
+            Rule::Team(action, resource) | Rule::Poll(action, resource) => {
+                self.counts = !matches!(rule, Rule::Poll(..));
                 let caller = self.in_team(parts).await?;
                 caller.may(action, resource)?;
                 parts.extensions.insert(caller);
@@ -194,8 +199,15 @@ impl Gate<'_> {
         Ok(identity)
     }
 
+    /// Reports whether the caller who was found may act on the whole platform.
+    async fn operates(&self) -> Result<bool> {
+        let Some((credential, _)) = self.verified else { return Ok(false) };
+        Identity::find(self.app, credential, self.by).await?.operates(self.app, self.by).await
+    }
+
     /// Counts a request against a rate.
     fn count(&self, who: Uuid, rate: Option<NonZeroU32>) -> Result<()> {
+        let rate = rate.filter(|_| self.counts);
         let passed = self.app.limiter.pass(who, Per::Request, rate);
         passed.map_err(|wait| Error::TooManyRequests("requests", wait))
     }

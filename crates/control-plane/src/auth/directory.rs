@@ -78,6 +78,7 @@ impl Directory {
             Change::Team(id) => self.limits.forget(id),
             Change::All => self.forget_all(),
             Change::Capsule(_)
+            | Change::Build(_)
             | Change::Key(_)
             | Change::Host(_)
             | Change::Events(_)

@@ -66,6 +66,7 @@ impl KeyCache {
             Change::Key(hash) => self.keys.forget(hash),
             Change::All => self.forget_all(),
             Change::Capsule(_)
+            | Change::Build(_)
             | Change::Host(_)
             | Change::User(_)
             | Change::Session(_)

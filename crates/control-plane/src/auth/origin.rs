@@ -7,6 +7,7 @@ use http::{Extensions, HeaderMap, HeaderValue};
 use std::net::{IpAddr, SocketAddr};
 
 pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub(crate) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Marks a request that came by TLS.

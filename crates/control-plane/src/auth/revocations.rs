@@ -87,7 +87,11 @@ impl Revocations {
             Change::User(id) => Subject::User(*id),
             Change::Capsule(id) => Subject::Capsule(*id),
             Change::All => return self.check_all(),
-            Change::Host(_) | Change::Team(_) | Change::Events(_) | Change::Nothing => return,
+            Change::Build(_)
+            | Change::Host(_)
+            | Change::Team(_)
+            | Change::Events(_)
+            | Change::Nothing => return,
         };
         self.count.fetch_add(1, Ordering::AcqRel);
         self.shards[subject.shard()].notify_waiters();

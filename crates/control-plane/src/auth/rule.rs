@@ -19,6 +19,9 @@ pub(crate) enum Rule {
     /// Callers who may do this action in the team, to this resource. With `Resource::Capsules`, a
     /// key that is confined to some capsules may, too.
     Team(Action, Resource),
+    /// As `Team`, for a route that clients ask many times a second. Its requests do not count
+    /// against the limits per second, and must be cheap.
+    Poll(Action, Resource),
     /// The platform's admins, and keys of operators.
     Platform,
 }
@@ -31,7 +34,7 @@ impl Rule {
             Self::Host => "host",
             Self::User => "user",
             Self::Anyone => "anyone",
-            Self::Team(action, _) => action.as_str(),
+            Self::Team(action, _) | Self::Poll(action, _) => action.as_str(),
             Self::Platform => "platform",
         }
     }

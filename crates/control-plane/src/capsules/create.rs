@@ -12,12 +12,15 @@ use crate::db;
 use crate::db::capsules::Capsule;
 use crate::db::snapshots::Snapshot;
 use crate::db::templates::Template;
+use crate::db::versions::Version;
 use crate::error::{Error, Result};
 use crate::limits::{METADATA_MAX, PUBLIC_PORTS_MAX};
 use crate::policy::{Action, Resource};
+use crate::templates::{self, Resolved};
+use recipe::names::Reference;
 use std::collections::BTreeSet;
 use types::resources::{MAX_TIMEOUT_SEC, Resources, in_range};
-use types::{Egress, names};
+use types::{Egress, Isolation, names};
 
 /// Placeholder for the port in a capsule's `Host` header.
 pub(crate) const HOST_PORT: &str = "${PORT}";
@@ -30,7 +33,7 @@ pub(crate) async fn create(
     options: CreateOptions,
 ) -> Result<Capsule> {
     let name = wanted.template.clone().unwrap_or_else(|| "base".to_owned());
-    names::check_name("template", &name)?;
+    let reference = templates::read_name("template", &name)?;
     let (ports, egress) = check(&wanted)?;
     let on_timeout = timeouts::read_on_timeout(wanted.on_timeout.as_deref())?;
     if let Some(key) = &options.idempotency_key
@@ -38,7 +41,7 @@ pub(crate) async fn create(
     {
         return Ok(capsule);
     }
-    let source = find_source(app, caller, &name, &wanted).await?;
+    let source = find_source(app, caller, &reference, &wanted).await?;
     let settings = Settings {
         idle_sec: wanted.idle_timeout.filter(|idle| *idle > 0),
         timeout: wanted.lifetime,
@@ -51,7 +54,7 @@ pub(crate) async fn create(
         metadata: wanted.metadata,
     };
     let (host_tags, envs) = (wanted.host_tags, wanted.envs);
-    let spec = CreateSpec { source, settings, options, host_tags, envs };
+    let spec = CreateSpec { source, settings, options, work: None, host_tags, envs };
     let at = app.clone();
     Box::pin(detached(app, async move { start(&at, caller, spec).await })).await
 }
@@ -76,32 +79,91 @@ fn check(wanted: &api::CreateCapsule) -> Result<(BTreeSet<u16>, Egress)> {
     Ok((ports, network::read(&wanted.network)?))
 }
 
-/// Resolves a name to a template or, failing that, to a snapshot.
+/// Resolves a name to a template and its version or, failing that, to a snapshot.
 async fn find_source(
     app: &App,
     caller: Caller,
-    name: &str,
+    reference: &Reference,
     wanted: &api::CreateCapsule,
 ) -> Result<Source> {
-    if let Some(template) = db::templates::find(&app.db, caller.team, name).await? {
-        return of_template(caller, template, wanted);
+    match templates::resolve(app, caller.team, reference).await {
+        Ok(Resolved { template, version: None }) => of_template(caller, template, wanted),
+        Ok(Resolved { template, version: Some(build) }) => {
+            caller.may(Action::CapsulesAdmin, Resource::Template(template.id))?;
+            // The version may have been deleted since it was resolved.
+            let version = db::versions::find(&app.db, build.id).await?;
+            let version = version.ok_or(Error::NotFound("template"))?;
+            of_version(app, caller, template, version, wanted).await
+        }
+        Err(Error::NotFound(what)) => {
+            let Some(name) = templates::snapshot_name(reference) else {
+                return Err(Error::NotFound(what));
+            };
+            let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
+            let found = found.filter(|_| caller.may(Action::CapsulesAdmin, Resource::Team).is_ok());
+            of_snapshot(found.ok_or(Error::NotFound(what))?, wanted)
+        }
+        Err(error) => Err(error),
     }
-    let found = db::snapshots::find(&app.db, caller.team, name, name.parse().ok()).await?;
-    let found = found.filter(|_| caller.may(Action::CapsulesAdmin, Resource::Team).is_ok());
-    of_snapshot(found.ok_or(Error::NotFound("template"))?, wanted)
 }
 
-/// Makes the source of a capsule from a template, which has default sizes.
+/// Makes the source of a capsule from an operator's template, which has default sizes.
 fn of_template(caller: Caller, template: Template, wanted: &api::CreateCapsule) -> Result<Source> {
-    let size = Resources {
-        vcpus: wanted.vcpus.unwrap_or(template.vcpus),
-        memory_mib: wanted.memory_mib.unwrap_or(template.memory_mib),
-        disk_mib: wanted.disk_mib.unwrap_or(template.disk_mib),
-    };
-    size.check()?;
     caller.may(Action::CapsulesAdmin, Resource::Template(template.id))?;
+    let (vcpus, memory_mib) = (template.vcpus, template.memory_mib);
+    let size = sized(wanted, Resources { vcpus, memory_mib, disk_mib: template.disk_mib })?;
     let origin = Origin::Template { id: template.id, isolation: template.isolation };
     Ok(Source { template: template.name, size, origin })
+}
+
+/// Returns the requested sizes. Sizes that the request leaves out are the origin's.
+fn sized(wanted: &api::CreateCapsule, default: Resources) -> Result<Resources> {
+    let size = Resources {
+        vcpus: wanted.vcpus.unwrap_or(default.vcpus),
+        memory_mib: wanted.memory_mib.unwrap_or(default.memory_mib),
+        disk_mib: wanted.disk_mib.unwrap_or(default.disk_mib),
+    };
+    size.check()?;
+    Ok(size)
+}
+
+/// Makes the source of a capsule from a version, which has default sizes. A version that is a
+/// snapshot has fixed sizes.
+async fn of_version(
+    app: &App,
+    caller: Caller,
+    template: Template,
+    version: Version,
+    wanted: &api::CreateCapsule,
+) -> Result<Source> {
+    let Some(snapshot) = version.snapshot_id else {
+        let size = sized(wanted, version.size())?;
+        let origin = Origin::Version {
+            template_id: template.id,
+            isolation: template.isolation,
+            version: super::spec::Version {
+                id: version.id,
+                team: version.team_id,
+                ready_within: version.ready_within(),
+            },
+            hosts: version.hosts,
+            stored: version.stored,
+        };
+        return Ok(Source { template: template.name, size, origin });
+    };
+    if version.team_id != caller.team {
+        // The snapshot has the memory of its team.
+        let why = "has the memory of a capsule, so only its own team can start it";
+        return Err(Error::invalid("template", why));
+    }
+    let found = db::snapshots::find_version(&app.db, caller.team, snapshot).await?;
+    let mut source = of_snapshot(found.ok_or(Error::NotFound("template"))?, wanted)?;
+    source.template = template.name;
+    let Origin::Snapshot { template_id, version: of, isolation, .. } = &mut source.origin else {
+        return Ok(source);
+    };
+    (*template_id, *of, *isolation) = (Some(template.id), Some(version.id), template.isolation);
+    Ok(source)
 }
 
 /// Makes the source of a capsule from a snapshot, whose sizes are fixed.
@@ -120,8 +182,14 @@ fn of_snapshot(snapshot: Snapshot, wanted: &api::CreateCapsule) -> Result<Source
             return Err(Error::invalid(field, format!("must be {is}, the size in the snapshot")));
         }
     }
-    let (id, host) = (snapshot.id, snapshot.host_id);
-    let origin = Origin::Snapshot { id, template_id: None, host, stored: snapshot.stored };
+    let origin = Origin::Snapshot {
+        id: snapshot.id,
+        template_id: None,
+        version: snapshot.version_id,
+        isolation: Isolation::None,
+        host: snapshot.host_id,
+        stored: snapshot.stored,
+    };
     Ok(Source { template: snapshot.template, size, origin })
 }
 

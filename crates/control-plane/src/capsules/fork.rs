@@ -15,7 +15,7 @@ use crate::snapshots;
 use futures::StreamExt;
 use std::collections::BTreeMap;
 use types::resources::{Resources, in_range};
-use types::{CapsuleId, CapsuleState, SnapshotId};
+use types::{CapsuleId, CapsuleState, Isolation, SnapshotId};
 
 /// Most capsules of one fork.
 const MOST: u32 = 100;
@@ -111,6 +111,8 @@ fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> Create
             origin: Origin::Snapshot {
                 id: snapshot,
                 template_id: source.template_id,
+                version: source.version_id,
+                isolation: Isolation::None,
                 host: source.host_id,
                 stored: false,
             },
@@ -128,6 +130,7 @@ fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> Create
             metadata: source.metadata.0.clone(),
         },
         options: CreateOptions { e2b: source.e2b, idempotency_key: None },
+        work: None,
         host_tags: Vec::new(),
         envs: BTreeMap::new(),
     }

@@ -16,7 +16,7 @@ use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::quota::Quota;
-use crate::scheduler::PlacementRequest;
+use crate::scheduler::{Holders, PlacementRequest};
 use protocol::host::{ResumeCapsuleRequest, StoredCapsule, StoredSnapshot};
 use types::{CapsuleId, CapsuleState, HostId, Isolation};
 
@@ -239,9 +239,7 @@ async fn place(app: &App, capsule: &Capsule) -> Result<HostId> {
     let placement = PlacementRequest {
         team: capsule.team_id,
         size: capsule.size(),
-        template: "",
-        preferred: own,
-        fetches,
+        origin: Holders::Hosts { ids: own.as_slice(), stored: fetches },
         tags: &[],
         isolation: team.max(template),
         excluded: own.as_slice(),

@@ -1,9 +1,14 @@
 //! Specification of a capsule to start: its source, its settings, and what only its start needs.
 
 use super::idempotency::IdempotencyKey;
+use crate::scheduler::Holders;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use types::resources::Resources;
-use types::{Egress, HostId, Isolation, OnTimeout, SnapshotId, TemplateId};
+use types::{
+    ApiKeyId, BuildId, CapsuleId, Egress, HostId, Isolation, OnTimeout, SnapshotId, TeamId,
+    TemplateId,
+};
 
 /// Options of a create that depend on the API it came by.
 #[derive(Default)]
@@ -14,11 +19,23 @@ pub(crate) struct CreateOptions {
     pub idempotency_key: Option<IdempotencyKey>,
 }
 
+/// Build that a capsule works for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BuildWork {
+    pub build: BuildId,
+    /// Id of the capsule, which the build's row names before the capsule exists.
+    pub id: CapsuleId,
+    /// Key that asked for the build, whose limits the capsule counts against.
+    pub created_by_key: Option<ApiKeyId>,
+}
+
 /// A capsule to start.
 pub(super) struct CreateSpec {
     pub source: Source,
     pub settings: Settings,
     pub options: CreateOptions,
+    /// Set if the capsule works for a build.
+    pub work: Option<BuildWork>,
     /// Tags that the host must have.
     pub host_tags: Vec<String>,
     /// Environment of the guest's programs.
@@ -33,6 +50,16 @@ pub(super) struct Source {
     pub origin: Origin,
 }
 
+/// Version of a template, as a capsule needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Version {
+    pub id: BuildId,
+    /// Team that owns the version, whose part of the store has it.
+    pub team: TeamId,
+    /// Time that start and ready commands may take beyond a boot.
+    pub ready_within: Duration,
+}
+
 /// State that a capsule starts from.
 pub(super) enum Origin {
     Template {
@@ -40,56 +67,90 @@ pub(super) enum Origin {
         /// Lowest isolation tier that the template accepts.
         isolation: Isolation,
     },
+    Version {
+        version: Version,
+        template_id: TemplateId,
+        /// Lowest isolation tier that the template accepts.
+        isolation: Isolation,
+        /// Hosts that have the version.
+        hosts: Vec<HostId>,
+        /// Set if the store has the version, too.
+        stored: bool,
+    },
     Snapshot {
         id: SnapshotId,
         /// Template of the snapshot's capsule, if it is known.
         template_id: Option<TemplateId>,
+        /// Version that the snapshot descends from, or that the snapshot is.
+        version: Option<BuildId>,
+        /// Lowest isolation tier that the snapshot accepts.
+        isolation: Isolation,
         /// Host that has the snapshot.
         host: Option<HostId>,
         /// Set if the store has the snapshot, too.
         stored: bool,
     },
+    /// Nothing yet: the capsule runs the steps of a build on the build's host.
+    Build { template_id: TemplateId, isolation: Isolation, host: HostId },
 }
 
 impl Origin {
     pub(super) fn template_id(&self) -> Option<TemplateId> {
         match self {
             Self::Template { id, .. } => Some(*id),
+            Self::Version { template_id, .. } | Self::Build { template_id, .. } => {
+                Some(*template_id)
+            }
             Self::Snapshot { template_id, .. } => *template_id,
         }
     }
 
-    /// Returns the snapshot to start from; `None` for a template.
+    /// Returns the snapshot to start from.
     pub(super) fn snapshot(&self) -> Option<SnapshotId> {
         match self {
-            Self::Template { .. } => None,
+            Self::Template { .. } | Self::Version { .. } | Self::Build { .. } => None,
             Self::Snapshot { id, .. } => Some(*id),
         }
     }
 
-    /// Returns the host that the capsule should start on, if there is room.
-    pub(super) fn host(&self) -> Option<HostId> {
+    /// Returns the version that the machine descends from; `None` for an operator's template.
+    pub(super) fn version_id(&self) -> Option<BuildId> {
         match self {
-            Self::Template { .. } => None,
-            Self::Snapshot { host, .. } => *host,
+            Self::Template { .. } | Self::Build { .. } => None,
+            Self::Version { version, .. } => Some(version.id),
+            Self::Snapshot { version, .. } => *version,
         }
     }
 
-    /// Reports whether a host that lacks the origin can fetch it from the store.
-    pub(super) fn can_be_fetched(&self) -> bool {
+    /// Returns the version whose files the host must have.
+    pub(super) fn version(&self) -> Option<&Version> {
         match self {
-            // A host uploads its templates when it has the store, so other hosts with the store can
-            // fetch them.
-            Self::Template { .. } => true,
-            Self::Snapshot { stored, .. } => *stored,
+            Self::Version { version, .. } => Some(version),
+            Self::Template { .. } | Self::Snapshot { .. } | Self::Build { .. } => None,
         }
     }
 
-    /// Returns the lowest isolation tier that the origin accepts. A snapshot accepts any.
+    /// Returns the hosts that the capsule may start on. `template` is the template's name.
+    pub(super) fn holders<'a>(&'a self, template: &'a str) -> Holders<'a> {
+        match self {
+            Self::Template { .. } => Holders::Template(template),
+            Self::Version { hosts, stored, .. } => Holders::Hosts { ids: hosts, stored: *stored },
+            Self::Snapshot { host, stored, .. } => {
+                Holders::Hosts { ids: host.as_slice(), stored: *stored }
+            }
+            Self::Build { host, .. } => {
+                Holders::Hosts { ids: std::slice::from_ref(host), stored: false }
+            }
+        }
+    }
+
+    /// Returns the lowest isolation tier that the origin accepts.
     pub(super) fn isolation(&self) -> Isolation {
         match self {
-            Self::Template { isolation, .. } => *isolation,
-            Self::Snapshot { .. } => Isolation::None,
+            Self::Template { isolation, .. }
+            | Self::Version { isolation, .. }
+            | Self::Snapshot { isolation, .. }
+            | Self::Build { isolation, .. } => *isolation,
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::secret::{new_envd_token, random_hex};
 use protocol::host::CreateCapsuleRequest;
 use serde_json::json;
 use sqlx::types::Json;
+use std::time::Duration;
 use time::OffsetDateTime;
 use types::{CapsuleId, CapsuleState};
 
@@ -33,19 +34,21 @@ pub(super) async fn start(app: &App, caller: Caller, wanted: CreateSpec) -> Resu
     let placement = PlacementRequest {
         team: caller.team,
         size: row.size(),
-        template: &wanted.source.template,
-        preferred: origin.host(),
-        fetches: origin.can_be_fetched(),
+        origin: origin.holders(&wanted.source.template),
         tags: &wanted.host_tags,
         isolation: origin.isolation().max(quota.isolation()),
         excluded: &[],
     };
-    quota.rate(app)?;
+    // The number of builds under way has a limit of its own.
+    if wanted.work.is_none() {
+        quota.rate(app)?;
+    }
+    let ready_within = origin.version().map_or(Duration::ZERO, |version| version.ready_within);
     let host = app.fleet.place(&placement).await?;
     let mut row = Capsule { host_id: Some(host), ..row };
     insert(app, caller, &quota, &row, &wanted).await?;
     daemon::failpoint("control.starting").map_err(|e| Error::Internal(e.into()))?;
-    match make(app, &mut row, request, &placement).await {
+    match make(app, &mut row, request, &placement, ready_within).await {
         Ok(started) => mark_running(app, caller, &row, started).await,
         Err(error) => {
             metrics::counter!("wrenn_capsule_creates_failed_total").increment(1);
@@ -71,21 +74,47 @@ async fn insert(
         "memory_mb": row.memory_mib, "snapshot": snapshot.map(|id| id.to_string()) });
     let entry = Entry::new(caller.team, caller.by, "capsule.create", row.id).with(what);
     let mut tx = app.db.begin().await?;
+    if let Some(work) = &wanted.work {
+        quota.admit_for_build(&mut tx, row).await?;
+        // A build that was cancelled, or moved on, gets no more capsules.
+        if !db::build_runs::holds_capsule(&mut tx, work.build, row.id).await? {
+            return Err(Error::Conflict("the build has ended or moved on".to_owned()));
+        }
+        db::capsules::insert(&mut tx, row, None).await.map_err(lost_origin)?;
+        return Ok(tx.commit().await?);
+    }
     quota.admit(&mut tx, row).await?;
-    db::capsules::insert(&mut tx, row, &entry).await?;
+    db::capsules::insert(&mut tx, row, Some(&entry)).await.map_err(lost_origin)?;
     if let Some(key) = &wanted.options.idempotency_key
         && !db::idempotency::insert(&mut *tx, caller.team, &key.key, &key.request, row.id).await?
     {
         return Err(idempotency::in_flight());
     }
+    if row.version_id.is_some()
+        && let Some(template) = row.template_id
+    {
+        db::versions::count_spawn(&mut *tx, template).await?;
+    }
     Ok(tx.commit().await?)
+}
+
+/// Converts the error of an insert. The template or its version may have been deleted since the
+/// request resolved them.
+fn lost_origin(error: sqlx::Error) -> Error {
+    let origins = ["capsules_version_id_fkey", "capsules_template_id_fkey"];
+    let constraint = error.as_database_error().and_then(|error| error.constraint());
+    match constraint.is_some_and(|name| origins.contains(&name)) {
+        true => Error::NotFound("template"),
+        false => error.into(),
+    }
 }
 
 /// Makes the row of a capsule that is about to start. Placement chooses its host later.
 fn row(caller: Caller, wanted: &CreateSpec) -> Capsule {
     let (source, settings) = (&wanted.source, &wanted.settings);
     let now = OffsetDateTime::now_utc();
-    let id = CapsuleId::new();
+    let work = wanted.work;
+    let id = work.map_or_else(CapsuleId::new, |work| work.id);
     Capsule {
         id,
         team_id: caller.team,
@@ -93,6 +122,8 @@ fn row(caller: Caller, wanted: &CreateSpec) -> Capsule {
         template_id: source.origin.template_id(),
         template: source.template.clone(),
         snapshot_id: source.origin.snapshot(),
+        version_id: source.origin.version_id(),
+        build_id: work.map(|work| work.build),
         state: CapsuleState::Starting,
         operation: String::new(),
         generation: 1,
@@ -106,7 +137,7 @@ fn row(caller: Caller, wanted: &CreateSpec) -> Capsule {
         envd_token: new_envd_token(id),
         traffic_token: random_hex(32),
         link_generation: 1,
-        created_by_key: caller.key(),
+        created_by_key: caller.key().or_else(|| work?.created_by_key),
         public_ports: settings.public_ports.clone(),
         public_traffic: settings.public_traffic,
         host_header: settings.host_header.clone(),
@@ -131,6 +162,7 @@ fn row(caller: Caller, wanted: &CreateSpec) -> Capsule {
 /// Makes the request for the host.
 fn request(row: &Capsule, wanted: &CreateSpec) -> CreateCapsuleRequest {
     let (size, snapshot) = (wanted.source.size, wanted.source.origin.snapshot());
+    let version = wanted.source.origin.version();
     CreateCapsuleRequest {
         capsule_id: row.id.to_string(),
         template: row.template.clone(),
@@ -144,6 +176,9 @@ fn request(row: &Capsule, wanted: &CreateSpec) -> CreateCapsuleRequest {
         lifetime: timeouts::wire(row, wanted.settings.timeout).into(),
         team_id: row.team_id.to_string(),
         egress: network::wire(&row.egress).into(),
+        version_id: version.map(|version| version.id.to_string()),
+        version_team_id: version.map(|version| version.team.to_string()),
+        build_id: row.build_id.map(|id| id.to_string()),
         ..Default::default()
     }
 }
@@ -154,13 +189,14 @@ async fn make(
     row: &mut Capsule,
     request: CreateCapsuleRequest,
     placement: &PlacementRequest<'_>,
+    ready_within: Duration,
 ) -> Result<Started> {
     let clock = std::time::Instant::now();
     let mut tried = Vec::new();
     loop {
         let generation = row.generation;
         let request = CreateCapsuleRequest { generation, ..request.clone() };
-        let error = match app.agent_of(row)?.create(request).await {
+        let error = match app.agent_of(row)?.create(request, ready_within).await {
             Ok(started) => {
                 metrics::histogram!("wrenn_capsule_create_seconds")
                     .record(clock.elapsed().as_secs_f64());
@@ -201,7 +237,7 @@ async fn mark_running(
     let moved = transition(app, id, row.generation, CapsuleState::Running, None, caller.by).await?;
     // A refused move means that the reconciler was faster, or that someone deletes the capsule. A
     // deletion removes the machine too. The caller's right was checked before the capsule was made.
-    let row = db::capsules::find(&app.db, caller.team, id).await?;
+    let row = db::capsules::find_of(&app.db, caller.team, id, row.build_id).await?;
     let runs = |row: &Capsule| moved.is_some() || row.state == CapsuleState::Running;
     match row.filter(runs) {
         Some(row) => Ok(Capsule { booted: started.booted, ..row }),

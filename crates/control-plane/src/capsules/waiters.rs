@@ -48,7 +48,8 @@ impl Waiters {
                 }
             }
             Change::All => self.changes().values().for_each(|change| change.send_replace(())),
-            Change::Key(_)
+            Change::Build(_)
+            | Change::Key(_)
             | Change::Host(_)
             | Change::User(_)
             | Change::Session(_)

@@ -12,13 +12,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use time::OffsetDateTime;
 use types::{
-    ApiKeyId, CapsuleId, CapsuleState, Egress, HostId, OnTimeout, SnapshotId, TeamId, TemplateId,
+    ApiKeyId, BuildId, CapsuleId, CapsuleState, Egress, HostId, OnTimeout, SnapshotId, TeamId,
+    TemplateId,
 };
 
 /// Columns of [`Capsule`].
 macro_rules! columns {
     () => {
-        "id, team_id, host_id, template_id, template, snapshot_id, status, operation, \
+        "id, team_id, host_id, template_id, template, snapshot_id, version_id, build_id, status, \
+         operation, \
          generation, vcpus, memory_mib, disk_mib, timeout_sec, ends_at, on_timeout, auto_resume, \
          envd_token, stored, stored_tree, stored_newest, traffic_token, link_generation, \
          public_ports, public_traffic, host_header, egress, e2b, created_by_key, disk_full, \
@@ -35,6 +37,10 @@ pub(crate) struct Capsule {
     pub template_id: Option<TemplateId>,
     pub template: String,
     pub snapshot_id: Option<SnapshotId>,
+    /// Version that the capsule began from; `None` for an operator's template.
+    pub version_id: Option<BuildId>,
+    /// Build that the capsule works for. Only the build's runner finds such a capsule.
+    pub build_id: Option<BuildId>,
     #[sqlx(rename = "status")]
     pub state: CapsuleState,
     /// Name of the current pause or resume, with its parameters. Empty for an unnamed one.
@@ -112,11 +118,12 @@ impl Capsule {
     }
 }
 
-/// Inserts a capsule as `starting`, with its entry in the audit log.
+/// Inserts a capsule as `starting`, with its entry in the audit log. A capsule that works for a
+/// build has no entry.
 pub(crate) async fn insert(
     db: &mut PgConnection,
     row: &Capsule,
-    entry: &Entry,
+    entry: Option<&Entry>,
 ) -> sqlx::Result<()> {
     let insert = Insert::into("capsules")
         .set("id", row.id)
@@ -125,6 +132,8 @@ pub(crate) async fn insert(
         .set("template_id", row.template_id)
         .set("template", &row.template)
         .set("snapshot_id", row.snapshot_id)
+        .set("version_id", row.version_id)
+        .set("build_id", row.build_id)
         .set("status", CapsuleState::Starting)
         .set("vcpus", i64::from(row.vcpus))
         .set("memory_mib", i64::from(row.memory_mib))
@@ -142,7 +151,10 @@ pub(crate) async fn insert(
         .set("created_by_key", row.created_by_key)
         .set("metadata", &row.metadata);
     insert.execute(&mut *db).await?;
-    super::audit::write(db, entry).await
+    match entry {
+        Some(entry) => super::audit::write(db, entry).await,
+        None => Ok(()),
+    }
 }
 
 /// Places a capsule that is starting on another host. Returns the new generation, or `None` if its
@@ -259,23 +271,35 @@ pub(crate) async fn stands(
     Ok(found.map(|(state, generation)| (state, generation.into())))
 }
 
-/// Returns a team's capsule, unless it has been removed.
+/// Returns a team's capsule, unless it has been removed or works for a build.
 pub(crate) async fn find(
     db: &PgPool,
     team: TeamId,
     id: CapsuleId,
 ) -> sqlx::Result<Option<Capsule>> {
+    find_of(db, team, id, None).await
+}
+
+/// Returns a capsule that works for `build`, or for no build, unless it has been removed.
+pub(crate) async fn find_of(
+    db: &PgPool,
+    team: TeamId,
+    id: CapsuleId,
+    build: Option<BuildId>,
+) -> sqlx::Result<Option<Capsule>> {
     let sql = concat!(
         "SELECT ",
         columns!(),
-        " FROM capsules WHERE id = $1 AND team_id = $2 AND status <> 'stopped'"
+        " FROM capsules WHERE id = $1 AND team_id = $2 AND status <> 'stopped' \
+               AND build_id IS NOT DISTINCT FROM $3"
     );
-    sqlx::query_as(sql).bind(id).bind(team).fetch_optional(db).await
+    sqlx::query_as(sql).bind(id).bind(team).bind(build).fetch_optional(db).await
 }
 
 /// Reports whether a capsule exists, whatever its team.
 pub(crate) async fn exists(db: &PgPool, id: CapsuleId) -> sqlx::Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM capsules WHERE id = $1 AND status <> 'stopped')";
+    let sql = "SELECT EXISTS (SELECT 1 FROM capsules WHERE id = $1 AND status <> 'stopped' \
+               AND build_id IS NULL)";
     sqlx::query_scalar(sql).bind(id).fetch_one(db).await
 }
 
@@ -291,7 +315,7 @@ pub(crate) async fn list(
     let sql = concat!(
         "SELECT ",
         columns!(),
-        " FROM capsules WHERE team_id = $1 AND status <> 'stopped' \
+        " FROM capsules WHERE team_id = $1 AND status <> 'stopped' AND build_id IS NULL \
                AND ($2::uuid IS NULL OR (created_at, id) < \
                     (SELECT created_at, id FROM capsules WHERE id = $2 AND team_id = $1)) \
                AND ($4::uuid IS NULL OR id = $4) AND ($5::uuid IS NULL OR template_id = $5) \
@@ -328,7 +352,7 @@ pub(crate) async fn search(
     let began = "coalesce(started_at, created_at)";
     let sql = format!(
         "SELECT {columns} FROM capsules WHERE team_id = $1 AND status <> 'stopped' \
-         AND status = ANY($2) AND metadata @> $3 AND ($4::uuid IS NULL OR id = $4) \
+         AND build_id IS NULL AND status = ANY($2) AND metadata @> $3 AND ($4::uuid IS NULL OR id = $4) \
          AND ($5::uuid IS NULL OR template_id = $5) \
          AND ($6::text IS NULL OR template = $6 OR template_id = $7 OR snapshot_id = $7) \
          AND ($8::timestamptz IS NULL OR {began} >= $8) \
@@ -385,12 +409,13 @@ pub(crate) async fn transition(
                disk_full = disk_full AND $3 = 'running', \
                operation = '' \
                WHERE id = $1 AND generation = $2 AND status = ANY($5) \
-               RETURNING team_id, generation), \
+               RETURNING team_id, build_id, generation), \
                noted AS (INSERT INTO audit_logs (id, team_id, actor_type, actor_id, address, \
                resource_type, resource_id, action, status, metadata) \
                SELECT gen_random_uuid() AS id, team_id, $6 AS actor_type, $7 AS actor_id, \
                $8 AS address, 'capsule' AS resource_type, $9 AS resource_id, $10 AS action, \
-               'ok' AS status, $11 AS metadata FROM moved WHERE $10::text IS NOT NULL) SELECT generation FROM moved";
+               'ok' AS status, $11 AS metadata FROM moved \
+               WHERE $10::text IS NOT NULL AND build_id IS NULL) SELECT generation FROM moved";
     let update = sqlx::query_scalar(sql).bind(id).bind(signed(seen)).bind(to);
     let update = update.bind(error).bind(to.previous());
     let update = update.bind(entry.map(|e| e.by.principal.kind()));

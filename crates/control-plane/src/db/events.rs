@@ -18,6 +18,7 @@ pub(crate) enum ResourceType {
     Snapshot,
     Host,
     Channel,
+    Template,
 }
 
 types::text_enum!(ResourceType, "resource_type", {
@@ -25,6 +26,7 @@ types::text_enum!(ResourceType, "resource_type", {
     Snapshot = "snapshot",
     Host = "host",
     Channel = "channel",
+    Template = "template",
 });
 
 #[derive(Debug, Clone, sqlx::FromRow)]

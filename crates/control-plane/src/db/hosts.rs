@@ -233,9 +233,14 @@ pub(crate) async fn set_tags(
     Ok(sqlx::query(sql).bind(id).bind(tags).execute(db).await?.rows_affected() == 1)
 }
 
-/// Removes a host if the store has everything that the host holds. Returns `false` if it does not,
-/// or if there is no such host.
-pub(crate) async fn remove(db: &PgPool, id: HostId, entry: &Entry) -> sqlx::Result<bool> {
+/// Removes a host if the store or another host has everything that the host holds. Returns `false`
+/// if they do not, or if there is no such host. With `force`, versions that only this host has end.
+pub(crate) async fn remove(
+    db: &PgPool,
+    id: HostId,
+    force: bool,
+    entry: &Entry,
+) -> sqlx::Result<bool> {
     let mut transaction = db.begin().await?;
     let there = lock(&mut transaction, id).await?;
     let sql = "SELECT EXISTS (SELECT 1 FROM capsules WHERE host_id = $1 AND status <> 'stopped' \
@@ -243,6 +248,11 @@ pub(crate) async fn remove(db: &PgPool, id: HostId, entry: &Entry) -> sqlx::Resu
                OR EXISTS (SELECT 1 FROM snapshots WHERE host_id = $1 AND NOT stored)";
     let has: bool = sqlx::query_scalar(sql).bind(id).fetch_one(&mut *transaction).await?;
     if !there || has {
+        return Ok(false);
+    }
+    if force {
+        super::versions::lose(&mut transaction, id).await?;
+    } else if super::versions::count_only_there(&mut *transaction, id).await? > 0 {
         return Ok(false);
     }
     let sql = "UPDATE capsules SET host_id = NULL WHERE host_id = $1";

@@ -25,6 +25,12 @@ pub(crate) struct Row {
     pub snapshots: Option<u32>,
     #[sqlx(try_from = "Nullable<i64>")]
     pub storage_mib: Option<u64>,
+    #[sqlx(try_from = "Nullable<i32>")]
+    pub templates: Option<u32>,
+    #[sqlx(try_from = "Nullable<i32>")]
+    pub builds: Option<u32>,
+    #[sqlx(try_from = "Nullable<i64>")]
+    pub template_mib: Option<u64>,
     /// Lowest isolation tier, from the team's own row.
     #[sqlx(default)]
     pub isolation: Option<Isolation>,
@@ -40,6 +46,9 @@ impl Row {
             memory_mib: self.memory_mib.map_or(default.memory_mib, NonZeroU64::new),
             snapshots: self.snapshots.map_or(default.snapshots, NonZeroU32::new),
             storage_mib: self.storage_mib.map_or(default.storage_mib, NonZeroU64::new),
+            templates: self.templates.map_or(default.templates, NonZeroU32::new),
+            builds: self.builds.map_or(default.builds, NonZeroU32::new),
+            template_mib: self.template_mib.map_or(default.template_mib, NonZeroU64::new),
             creates_per_sec: self.creates_per_sec.map_or(default.creates_per_sec, NonZeroU32::new),
             requests_per_sec: self
                 .requests_per_sec
@@ -57,6 +66,9 @@ pub(crate) async fn of(db: &PgPool, team: TeamId) -> sqlx::Result<Row> {
                coalesce(t.requests_per_sec, p.requests_per_sec) AS requests_per_sec, \
                coalesce(t.snapshots, p.snapshots) AS snapshots, \
                coalesce(t.storage_mib, p.storage_mib) AS storage_mib, \
+               coalesce(t.templates, p.templates) AS templates, \
+               coalesce(t.builds, p.builds) AS builds, \
+               coalesce(t.template_mib, p.template_mib) AS template_mib, \
                (SELECT isolation FROM teams WHERE id = $1) AS isolation \
                FROM (SELECT 1) AS always LEFT JOIN team_limits t ON t.team_id = $1 \
                LEFT JOIN team_limits p ON p.team_id = $2";
@@ -74,6 +86,14 @@ pub(crate) async fn set(db: impl PgExecutor<'_>, team: TeamId, row: &Row) -> sql
         .set("snapshots", row.snapshots.map(i64::from))
         .set("storage_mib", row.storage_mib.map(signed))
         .or_replace(&["team_id"]);
+    // Clients of earlier versions do not know these limits, so an absent one stays as it is.
+    let set = |insert: Insert, column, value: Option<i64>| match value {
+        Some(value) => insert.set(column, value),
+        None => insert,
+    };
+    let insert = set(insert, "templates", row.templates.map(i64::from));
+    let insert = set(insert, "builds", row.builds.map(i64::from));
+    let insert = set(insert, "template_mib", row.template_mib.map(signed));
     insert.execute(db).await.map(|_| ())
 }
 

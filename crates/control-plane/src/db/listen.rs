@@ -2,7 +2,7 @@
 
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
-use types::{CapsuleId, HostId, TeamId, UserId, hex};
+use types::{BuildId, CapsuleId, HostId, TeamId, UserId, hex};
 use uuid::Uuid;
 
 const CHANNEL: &str = "wrenn_changed";
@@ -11,6 +11,8 @@ const CHANNEL: &str = "wrenn_changed";
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     Capsule(CapsuleId),
+    /// A build's status, log or wish to end.
+    Build(BuildId),
     /// A key, by its hash.
     Key([u8; 32]),
     Host(HostId),
@@ -59,6 +61,7 @@ fn parse(payload: &str) -> Change {
     let id = |text: &str| Uuid::parse_str(text).ok();
     let named = match payload.split_once(':') {
         Some(("capsule", text)) => id(text).map(|id| Change::Capsule(CapsuleId(id))),
+        Some(("build", text)) => id(text).map(|id| Change::Build(BuildId(id))),
         Some(("host", text)) => id(text).map(|id| Change::Host(HostId(id))),
         Some(("user", text)) => id(text).map(|id| Change::User(UserId(id))),
         Some(("team", text)) => id(text).map(|id| Change::Team(TeamId(id))),
@@ -78,6 +81,8 @@ mod tests {
     fn unreadable_notification_invalidates_everything() {
         let id = CapsuleId::new();
         assert_eq!(parse(&format!("capsule:{}", id.0)), Change::Capsule(id));
+        let build = BuildId::new();
+        assert_eq!(parse(&format!("build:{}", build.0)), Change::Build(build));
         let host = HostId::new();
         assert_eq!(parse(&format!("host:{}", host.0)), Change::Host(host));
         let hash = crate::secret::hash("x");

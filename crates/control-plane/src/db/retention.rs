@@ -5,7 +5,7 @@ use sqlx::{Executor, PgPool};
 
 /// Tables with the column of a row's age, the condition on rows to remove, and the days that they
 /// stay.
-const OLD: [(&str, &str, &str, i32); 9] = [
+const OLD: [(&str, &str, &str, i32); 13] = [
     ("sessions", "expires_at", "true", 0),
     ("user_tokens", "expires_at", "true", 0),
     ("sign_ins", "expires_at", "true", 0),
@@ -14,7 +14,11 @@ const OLD: [(&str, &str, &str, i32); 9] = [
     ("deliveries", "created_at", "status <> 'waiting'", 30),
     ("events", "created_at", "true", 30),
     ("idempotency_keys", "created_at", "true", 1),
+    ("build_keys", "created_at", "true", 1),
+    ("build_logs", "at", "true", 30),
     ("capsules", "updated_at", "status = 'stopped'", 30),
+    ("builds", "ended_at", "status = 'error'", 90),
+    ("template_tags", "deleted_at", "true", 90),
 ];
 
 /// Removes up to `limit` old rows from each table. Entries of the audit log stay for `audit_days`

@@ -42,6 +42,7 @@ pub(crate) async fn get_sandbox_proxy_target(
                to_jsonb(k) - 'key_hash' AS key, k.expires_at AS key_expires \
                FROM (SELECT 1) AS always \
                LEFT JOIN capsules c ON c.id = $1 AND (c.status <> 'stopped' OR c.e2b) \
+               AND c.build_id IS NULL \
                LEFT JOIN api_keys k ON k.key_hash = $2 AND k.revoked_at IS NULL \
                AND (k.expires_at IS NULL OR k.expires_at > now()) \
                AND EXISTS (SELECT 1 FROM teams t WHERE t.id = k.team_id AND t.deleted_at IS NULL)";

@@ -4,13 +4,13 @@ use super::decode::{Unsigned, signed};
 use super::insert::Insert;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
-use types::{CapsuleId, HostId, SnapshotId, SnapshotState, TeamId};
+use types::{BuildId, CapsuleId, HostId, SnapshotId, SnapshotState, TeamId};
 
 /// Columns of [`Snapshot`].
 macro_rules! columns {
     () => {
-        "id, team_id, capsule_id, host_id, name, status, template, vcpus, memory_mib, disk_mib, \
-         size_bytes, storage_bytes, stored, created_at"
+        "id, team_id, capsule_id, host_id, name, status, template, version_id, vcpus, memory_mib, \
+         disk_mib, size_bytes, storage_bytes, stored, created_at"
     };
 }
 
@@ -26,6 +26,8 @@ pub(crate) struct Snapshot {
     #[sqlx(rename = "status")]
     pub state: SnapshotState,
     pub template: String,
+    /// Version that the capsule began from; `None` for an operator's template.
+    pub version_id: Option<BuildId>,
     #[sqlx(try_from = "i32")]
     pub vcpus: u32,
     #[sqlx(try_from = "i32")]
@@ -51,6 +53,7 @@ pub(crate) async fn insert(db: impl PgExecutor<'_>, row: &Snapshot) -> sqlx::Res
         .set("host_id", row.host_id)
         .set("name", &row.name)
         .set("template", &row.template)
+        .set("version_id", row.version_id)
         .set("vcpus", i64::from(row.vcpus))
         .set("memory_mib", i64::from(row.memory_mib))
         .set("disk_mib", i64::from(row.disk_mib))
@@ -110,6 +113,20 @@ pub(crate) async fn find(
     find.fetch_optional(db).await
 }
 
+/// Finds the complete snapshot that is a version.
+pub(crate) async fn find_version(
+    db: &PgPool,
+    team: TeamId,
+    id: SnapshotId,
+) -> sqlx::Result<Option<Snapshot>> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM snapshots WHERE team_id = $1 AND id = $2 AND status = 'ready'"
+    );
+    sqlx::query_as(sql).bind(team).bind(id).fetch_optional(db).await
+}
+
 /// Returns a page of a team's complete snapshots, newest first. `capsule` restricts the page to one
 /// capsule.
 pub(crate) async fn list(
@@ -141,7 +158,8 @@ pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<
 }
 
 /// Lists a host's snapshots that nobody completes or uses any more. Such snapshots are being
-/// removed, or have lacked an end or a name for `seconds` by the database's clock.
+/// removed, or have lacked an end or a name for `seconds` by the database's clock. A snapshot that
+/// is a version needs no name.
 pub(crate) async fn list_left(
     db: &PgPool,
     host: HostId,
@@ -152,6 +170,7 @@ pub(crate) async fn list_left(
         columns!(),
         " FROM snapshots WHERE host_id = $1 AND (status = 'removing' \
                OR (status = 'making' OR name IS NULL) \
+               AND NOT EXISTS (SELECT 1 FROM builds b WHERE b.snapshot_id = snapshots.id) \
                AND updated_at < now() - make_interval(secs => $2))"
     );
     sqlx::query_as(sql).bind(host).bind(seconds).fetch_all(db).await

@@ -165,7 +165,8 @@ pub(crate) async fn adopt(db: impl PgExecutor<'_>, user: UserId) -> sqlx::Result
 
 /// Counts what a team still has: capsules, snapshots and hosts.
 pub(crate) async fn has(db: &mut PgConnection, id: TeamId) -> sqlx::Result<(i64, i64, i64)> {
-    let sql = "SELECT (SELECT count(*) FROM capsules WHERE team_id = $1 AND status <> 'stopped'), \
+    let sql = "SELECT (SELECT count(*) FROM capsules WHERE team_id = $1 AND status <> 'stopped' \
+                AND build_id IS NULL), \
                (SELECT count(*) FROM snapshots WHERE team_id = $1), \
                (SELECT count(*) FROM hosts WHERE team_id = $1)";
     sqlx::query_as(sql).bind(id).fetch_one(db).await
@@ -216,8 +217,8 @@ pub(crate) async fn list(
 ) -> sqlx::Result<Vec<Overview>> {
     let sql = "SELECT t.id, t.name, t.created_at, \
                (SELECT count(*) FROM memberships m WHERE m.team_id = t.id) AS members, \
-               (SELECT count(*) FROM capsules c WHERE c.team_id = t.id AND c.status <> 'stopped') \
-               AS capsules FROM teams t WHERE t.deleted_at IS NULL \
+               (SELECT count(*) FROM capsules c WHERE c.team_id = t.id AND c.status <> 'stopped' \
+                AND c.build_id IS NULL) AS capsules FROM teams t WHERE t.deleted_at IS NULL \
                AND ($1::uuid IS NULL OR (t.created_at, t.id) < \
                     (SELECT created_at, id FROM teams WHERE id = $1)) \
                ORDER BY t.created_at DESC, t.id DESC LIMIT $2";
@@ -310,4 +311,10 @@ pub(crate) async fn take_invitation(
 pub(crate) async fn is_invited(db: impl PgExecutor<'_>, email: &str) -> sqlx::Result<bool> {
     let sql = format!("SELECT EXISTS (SELECT 1 FROM invitations WHERE email = $1 AND {GOOD})");
     sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(email).fetch_one(db).await
+}
+
+/// Returns the short name of a team, which is the namespace of its templates.
+pub(crate) async fn slug(db: &PgPool, team: TeamId) -> sqlx::Result<Option<String>> {
+    let sql = "SELECT slug FROM teams WHERE id = $1 AND deleted_at IS NULL";
+    sqlx::query_scalar(sql).bind(team).fetch_optional(db).await
 }

@@ -4,6 +4,7 @@ use super::jwt::Enrolled;
 use crate::app::App;
 use crate::audit::{Actor, Entry};
 use crate::auth::Caller;
+use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::{capsules, db, snapshots};
 use futures::StreamExt;
@@ -62,7 +63,9 @@ pub(crate) async fn watch(app: &App) -> Result<()> {
 /// Pauses the running capsules of a host that is being drained.
 pub(crate) async fn empty(app: &App, host: HostId) -> Result<()> {
     let rows = db::capsules::list_by_host(&app.db, host).await?;
-    let running = rows.into_iter().filter(|row| row.state == CapsuleState::Running);
+    // A capsule that works for a build cannot pause. It goes when the build ends.
+    let idle = |row: &Capsule| row.state == CapsuleState::Running && row.build_id.is_none();
+    let running = rows.into_iter().filter(idle);
     let pausing = running.map(|row| async move {
         let caller = Caller::of(row.team_id);
         if let Err(error) = capsules::pause(app, caller, row.id, true).await {
@@ -123,11 +126,11 @@ pub(crate) async fn set_tags(
     get(app, id).await
 }
 
-/// Returns the capsules and the number of snapshots that would be lost with a host.
+/// Returns the capsules and the numbers of snapshots and versions that would be lost with a host.
 pub(crate) async fn loss(app: &App, id: HostId) -> Result<api::HostLoss> {
     get(app, id).await?;
     let rows = db::capsules::list_by_host(&app.db, id).await?;
-    let lost = |row: db::capsules::Capsule| api::LostCapsule {
+    let lost = |row: Capsule| api::LostCapsule {
         id: row.id.to_string(),
         team_id: row.team_id.to_string(),
         status: row.state.to_string(),
@@ -136,11 +139,13 @@ pub(crate) async fn loss(app: &App, id: HostId) -> Result<api::HostLoss> {
     let capsules = here_alone.take(NAMED).map(lost).collect();
     let snapshots = db::snapshots::list_by_host(&app.db, id).await?;
     let snapshots = snapshots.into_iter().filter(|snapshot| !snapshot.stored).count();
-    Ok(api::HostLoss { capsules, snapshots: i64::try_from(snapshots).unwrap_or(i64::MAX) })
+    let snapshots = i64::try_from(snapshots).unwrap_or(i64::MAX);
+    let versions = db::versions::count_only_there(&app.db, id).await?;
+    Ok(api::HostLoss { capsules, snapshots, versions })
 }
 
-/// Deletes a host. With `force`, also deletes a host that has capsules or snapshots, which are then
-/// lost.
+/// Deletes a host. With `force`, also deletes a host that has capsules, snapshots or versions of
+/// templates, which are then lost.
 pub(crate) async fn delete(app: &App, id: HostId, force: bool, by: Actor) -> Result<()> {
     let host = get(app, id).await?;
     if force {
@@ -150,9 +155,9 @@ pub(crate) async fn delete(app: &App, id: HostId, force: bool, by: Actor) -> Res
     }
     let what = json!({ "name": host.name, "force": force });
     let entry = Entry::new(PLATFORM_TEAM, by, "host.delete", id).with(what);
-    if !db::hosts::remove(&app.db, id, &entry).await? {
+    if !db::hosts::remove(&app.db, id, force, &entry).await? {
         let loss = loss(app, id).await?;
-        return Err(Error::HostNotEmpty(loss.capsules.len(), loss.snapshots));
+        return Err(Error::HostNotEmpty(loss.capsules.len(), loss.snapshots, loss.versions));
     }
     app.agents.forget(id);
     app.fleet.read().await?;

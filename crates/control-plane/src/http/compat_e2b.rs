@@ -1,6 +1,7 @@
 //! E2B's API over the functions of this system's own API, so that E2B's SDKs work unchanged. Its
 //! routes are absent from the OpenAPI document; `docs/e2b.md` lists them.
 
+mod builds;
 mod lifecycle;
 mod list;
 mod names;
@@ -8,11 +9,13 @@ mod request;
 mod sandboxes;
 mod snapshots;
 mod stats;
+mod tags;
 mod templates;
+mod uploads;
 mod wire;
 
 use super::routes::Routes;
-use super::rules::{CHANGE, CHANGE_ALL, READ, READ_ALL};
+use super::rules::{CHANGE, CHANGE_ALL, POLL, READ, READ_ALL};
 use crate::auth::rule::Rule;
 pub(super) use crate::e2b::{concurrent, serves};
 use crate::error::Error;
@@ -52,15 +55,34 @@ pub(super) fn register(routes: Routes) -> Routes {
         .get("/teams", Rule::Anyone, templates::teams)
         .get("/snapshots", READ_ALL, snapshots::page)
         .get("/templates", READ_ALL, templates::list)
-        .get("/v2/templates", READ_ALL, templates::list)
-        .delete("/templates/{id}", CHANGE_ALL, snapshots::delete)
+        .get("/v2/templates", READ_ALL, templates::page)
+        .get("/templates/{id}", READ, templates::get)
+        .delete("/templates/{id}", CHANGE, templates::delete)
+        .patch("/v2/templates/{id}", CHANGE, templates::change)
+        .patch("/templates/{id}", CHANGE, templates::change_v1)
         .get("/templates/aliases/{alias}", READ_ALL, templates::alias)
-        .post("/v3/templates", CHANGE_ALL, || missing("building templates with E2B's SDK"))
+        .post("/templates/tags", CHANGE, tags::assign)
+        .delete("/templates/tags", CHANGE, tags::remove)
+        .get("/templates/{id}/tags", READ, tags::list)
+        .post("/v3/templates", CHANGE, builds::declare)
+        .get("/templates/{id}/files/{hash}", CHANGE, uploads::ask)
+        .put("/templates/{id}/files/{hash}", Rule::Open, uploads::put)
+        .post("/v2/templates/{id}/builds/{build}", CHANGE, builds::start)
+        .get("/templates/{id}/builds/{build}/status", POLL, builds::status)
+        .get("/templates/{id}/builds/{build}/logs", READ, builds::logs)
+        .post("/templates", CHANGE, || missing(FORMER))
+        .post("/v2/templates", CHANGE, || missing(FORMER))
+        .post("/templates/{id}", CHANGE, || missing(FORMER))
+        .post("/templates/{id}/builds/{build}", CHANGE, || missing(FORMER))
         .post("/volumes", CHANGE_ALL, || missing("a volume"))
         .get("/volumes", READ_ALL, || missing("a volume"))
         .post("/secrets", CHANGE_ALL, || missing("a platform secret"))
         .get("/secrets", READ_ALL, || missing("a platform secret"))
 }
+
+/// Builds as older clients ask for them, with an image that Docker pushed.
+const FORMER: &str = "a template build of this client's version (update the SDK or the CLI of E2B: \
+    the present ones send the steps to the platform)";
 
 async fn missing(what: &'static str) -> Error {
     Error::NotSupported(what)
@@ -69,12 +91,14 @@ async fn missing(what: &'static str) -> Error {
 /// Writes an error in E2B's form. E2B's clients repeat failed requests unless a header forbids it.
 /// Requests that may have had an effect therefore get that header.
 pub(super) fn refuse(method: &Method, error: &Error, status: StatusCode) -> Response {
-    let body = wire::Error { code: status.as_u16(), message: error.by_former_name() };
+    let (status, message) = worded(error).unwrap_or_else(|| (status, error.by_former_name()));
+    let body = wire::Error { code: status.as_u16(), message };
     let mut answer = (status, axum::Json(body)).into_response();
     let harmless = matches!(
         error,
         Error::TooManyRequests(..)
             | Error::TooManyAtOnce(_)
+            | Error::TooManyBuilds(_)
             | Error::Overloaded
             | Error::NoCapacity(_)
     );
@@ -82,6 +106,32 @@ pub(super) fn refuse(method: &Method, error: &Error, status: StatusCode) -> Resp
         answer.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
     }
     answer
+}
+
+/// Words errors about templates as E2B's service does.
+fn worded(error: &Error) -> Option<(StatusCode, String)> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others are worded alike")]
+    match error {
+        Error::NameReserved(name) => {
+            Some((StatusCode::FORBIDDEN, format!("Alias '{name}' already used")))
+        }
+        Error::NoVersion { template, tag } => {
+            let message = format!("Template '{template}' with tag '{tag}' not found");
+            Some((StatusCode::NOT_FOUND, message))
+        }
+        Error::TemplateInUse { name, kinds, .. } => {
+            let capsules = |kind: &str| kinds.iter().any(|used| used == kind);
+            let what = match (capsules("running"), capsules("paused")) {
+                (true, _) => "running sandboxes",
+                (false, true) => "paused sandboxes",
+                (false, false) => "snapshots, builds or templates",
+            };
+            let message =
+                format!("cannot delete template '{name}' because there are {what} using it");
+            Some((StatusCode::BAD_REQUEST, message))
+        }
+        _ => None,
+    }
 }
 
 /// Makes a page of rows, of which there is one extra unless the page is the last. A header then

@@ -191,6 +191,7 @@ async fn list_snapshots(
     let mut all = Vec::new();
     if wanted("base") {
         for row in templates::list(&app, caller).await? {
+            let row = row.template;
             let platform = row.team_id == PLATFORM_TEAM;
             all.push(json!({
                 "name": row.name,

@@ -50,6 +50,17 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Sent<T> {
     }
 }
 
+/// A JSON body that may be large, such as a recipe, and the bytes that it was sent as.
+pub(super) struct LargeSent<T>(pub T, pub Bytes);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for LargeSent<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self> {
+        read(app, request, true).await.map(|(value, body)| Self(value, body))
+    }
+}
+
 /// Reads a body, for which it takes room as the body comes. The room is given back when the answer
 /// has ended.
 async fn read<T: DeserializeOwned>(app: &App, request: Request, input: bool) -> Result<(T, Bytes)> {

@@ -79,7 +79,7 @@ pub(crate) async fn fork(
     Path(id): Path<String>,
     Body(wanted): Body<api::Fork>,
 ) -> Result<(StatusCode, Json<api::Forked>)> {
-    let forked = capsules::fork(&app, caller, capsule_id(&id)?, &wanted).await?;
+    let forked = Box::pin(capsules::fork(&app, caller, capsule_id(&id)?, &wanted)).await?;
     Ok((StatusCode::CREATED, Json(forked.into_api(caller))))
 }
 

@@ -73,6 +73,15 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
         self.undocumented(Method::PUT, pattern, rule, routing::put(handler))
     }
 
+    /// Registers a handler of `PATCH` that the document leaves out.
+    pub(super) fn patch<H, T>(self, pattern: &str, rule: Rule, handler: H) -> Self
+    where
+        H: Handler<T, S>,
+        T: 'static,
+    {
+        self.undocumented(Method::PATCH, pattern, rule, routing::patch(handler))
+    }
+
     /// Registers a handler of `DELETE` that the document leaves out.
     pub(super) fn delete<H, T>(self, pattern: &str, rule: Rule, handler: H) -> Self
     where

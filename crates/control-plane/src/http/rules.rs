@@ -7,6 +7,8 @@ use crate::policy::{Action, Resource};
 pub(super) const READ: Rule = Rule::Team(Action::CapsulesRead, Resource::Capsules);
 pub(super) const EXEC: Rule = Rule::Team(Action::CapsulesExec, Resource::Capsules);
 pub(super) const CHANGE: Rule = Rule::Team(Action::CapsulesAdmin, Resource::Capsules);
+/// Rule of the route that clients ask for a build's status, five times a second.
+pub(super) const POLL: Rule = Rule::Poll(Action::CapsulesRead, Resource::Capsules);
 /// Rules of routes about everything that a team has. No confined key passes.
 pub(super) const READ_ALL: Rule = Rule::Team(Action::CapsulesRead, Resource::Team);
 pub(super) const CHANGE_ALL: Rule = Rule::Team(Action::CapsulesAdmin, Resource::Team);

@@ -131,7 +131,8 @@ impl Routes {
             Change::Capsule(id) => self.forget(*id),
             Change::All => self.forget_all(),
             // The entries name a host only by its id, so its changes leave them valid.
-            Change::Host(_)
+            Change::Build(_)
+            | Change::Host(_)
             | Change::Key(_)
             | Change::User(_)
             | Change::Session(_)

@@ -78,7 +78,8 @@ pub(super) async fn fork(
     let left = capsules::time_left(&app, &source).await?;
     let left = left.map(|left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1));
     let wanted = api::Fork { count: wanted.count, lifetime: wanted.timeout.or(left) };
-    let forked = capsules::fork(&app, caller, source.id, &wanted).await.map_err(concurrent)?;
+    let forked =
+        Box::pin(capsules::fork(&app, caller, source.id, &wanted)).await.map_err(concurrent)?;
     let made = |row| Forked::Sandbox(Box::new(to_wire(&app, caller, row)));
     let render = |error: Error| {
         let code = error.status().as_u16();

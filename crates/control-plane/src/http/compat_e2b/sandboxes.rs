@@ -72,7 +72,7 @@ fn read(wanted: NewSandbox, timeout: u32) -> Result<api::CreateCapsule> {
         (true, _) => OnTimeout::Pause,
     };
     Ok(api::CreateCapsule {
-        template: wanted.template_id.map(|name| names::untagged(&name).to_owned()),
+        template: wanted.template_id.map(|name| names::template(&name)),
         lifetime: Some(wanted.timeout.unwrap_or(timeout)),
         on_timeout: Some(on_timeout.to_string()),
         auto_resume: wanted.auto_resume.is_some_and(|auto| auto.enabled),

@@ -65,13 +65,3 @@ pub(super) async fn page(
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     Ok(super::paged::<_, Snapshot>(rows, limit, |row| row.id.to_string()))
 }
-
-/// Removes a snapshot, which E2B calls a template.
-pub(super) async fn delete(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(name): Path<String>,
-) -> Result<StatusCode> {
-    snapshots::delete(&app, caller, names::untagged(&name)).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
