@@ -3,13 +3,17 @@
 
 mod account;
 mod host;
+mod template;
 
 pub(crate) use account::{
     Account, Activate, Audit, CreateKey, Key, Limits, Login, ResetPassword, SignUp, Team, User,
 };
 pub(crate) use host::{Host, Pki};
+pub(crate) use template::{
+    BuildFrom, BuildLogs, BuildTemplate, Registry, RegistryLogin, Template, Versions,
+};
 
-use crate::settings::{Agent, ControlPlane, Folder, Log, Plaintext};
+use crate::settings::{Agent, ControlPlane, Folder, Log, Plaintext, Registries};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -46,9 +50,12 @@ pub(crate) enum Command {
     /// Create, list, use and end capsules.
     #[command(subcommand, visible_alias = "c")]
     Capsule(Capsule),
-    /// List templates, which capsules start from, and set their isolation.
-    #[command(subcommand)]
+    /// Build, list, tag and delete templates, which capsules start from.
+    #[command(subcommand, visible_alias = "t")]
     Template(Template),
+    /// Store logins to registries, from which builds pull images.
+    #[command(subcommand)]
+    Registry(Registry),
     /// List and delete snapshots, which other capsules can start from.
     #[command(subcommand)]
     Snapshot(Snapshot),
@@ -180,8 +187,9 @@ pub(crate) enum Capsule {
 
 #[derive(Args, Debug)]
 pub(crate) struct Create {
-    /// Name of a template or a snapshot.
-    #[arg(default_value = "base")]
+    /// Name of a template or a snapshot. A template may be NAME, NAME:TAG or NAME@BUILD; NAME
+    /// means the tag `default`.
+    #[arg(default_value = "base", value_name = "NAME[:TAG]")]
     pub template: String,
     /// Number of virtual CPUs, 1 to 32.
     #[arg(long)]
@@ -220,8 +228,9 @@ pub(crate) struct Create {
     /// Tag that the capsule's host must have. Repeatable.
     #[arg(long = "host-tag", value_name = "TAG")]
     pub host_tags: Vec<String>,
-    /// NAME=VALUE in the environment of every process in the capsule. Repeatable.
-    #[arg(long = "env", short, value_parser = pair)]
+    /// NAME=VALUE in the environment of every process in the capsule. NAME alone takes the value from
+    /// this command's environment. Repeatable.
+    #[arg(long = "env", short, value_parser = template::variable, value_name = "NAME[=VALUE]")]
     pub envs: Vec<(String, String)>,
     /// NAME=VALUE to store with the capsule. The platform does not interpret it. Repeatable.
     #[arg(long, value_parser = pair)]
@@ -336,8 +345,9 @@ pub(crate) enum Snapshot {
 pub(crate) struct Exec {
     /// Id of the capsule.
     pub capsule: String,
-    /// NAME=VALUE in the command's environment. Repeatable.
-    #[arg(long = "env", short, value_parser = pair)]
+    /// NAME=VALUE in the command's environment. NAME alone takes the value from this command's own
+    /// environment. Repeatable.
+    #[arg(long = "env", short, value_parser = template::variable, value_name = "NAME[=VALUE]")]
     pub envs: Vec<(String, String)>,
     /// Working folder of the command.
     #[arg(long, short = 'w')]
@@ -404,20 +414,6 @@ pub(crate) struct Shell {
     /// User account in the guest.
     #[arg(long, short)]
     pub user: Option<String>,
-}
-
-#[derive(Subcommand, Debug)]
-pub(crate) enum Template {
-    /// List templates.
-    #[command(visible_alias = "ls")]
-    List,
-    /// Require a minimum isolation tier of the hosts on which a template's capsules start.
-    Require {
-        /// Name of the template.
-        template: String,
-        /// `none`, `tcg`, `kvm` or `jailed`, from weakest to strongest.
-        tier: String,
-    },
 }
 
 #[derive(Args, Debug)]
@@ -492,6 +488,21 @@ pub(crate) struct AgentRole {
 pub(crate) enum Image {
     /// Build the guest kernel, the initramfs and the template `base`, if they are out of date.
     Build(Build),
+    /// Get a container image from a registry or an archive, and make it a template of this host.
+    Import(Import),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Import {
+    /// Name of the template. An earlier template of this name is replaced.
+    pub name: String,
+    /// Reference such as `ubuntu:24.04` or `ghcr.io/team/app@sha256:…`, or `oci-archive:FILE` for an
+    /// OCI layout or the output of `docker save`.
+    pub image: String,
+    #[command(flatten)]
+    pub folder: Folder,
+    #[command(flatten)]
+    pub registries: Registries,
 }
 
 #[derive(Args, Debug)]

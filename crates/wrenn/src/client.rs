@@ -235,6 +235,8 @@ pub(crate) struct Refused {
     pub message: String,
     /// Id of the request in the platform's log; `None` for a refusal that came over a WebSocket.
     pub request_id: Option<String>,
+    /// HTTP status; `None` for a refusal that came in another way.
+    pub status: Option<reqwest::StatusCode>,
 }
 
 /// Error of a response without the API's error format, from the platform or a proxy in front of it.
@@ -245,8 +247,29 @@ pub(crate) struct BadAnswer(reqwest::StatusCode);
 impl Refused {
     /// Makes the error of a refusal that came over a WebSocket.
     pub(crate) fn frame(code: String, message: String) -> anyhow::Error {
-        Self { code, message, request_id: None }.into()
+        Self { code, message, request_id: None, status: None }.into()
     }
+}
+
+/// Reports whether an error is an answer with this status.
+pub(crate) fn is_status(error: &anyhow::Error, status: reqwest::StatusCode) -> bool {
+    let refused = error.downcast_ref::<Refused>().and_then(|refused| refused.status);
+    refused.or(error.downcast_ref::<BadAnswer>().map(|bad| bad.0)) == Some(status)
+}
+
+/// Reports whether a request that failed so may succeed later: nothing answered, or the platform or
+/// a proxy is busy or restarts.
+pub(crate) fn is_passing(error: &anyhow::Error) -> bool {
+    // 500 is a fault, which another try would hide.
+    let passing = |status: reqwest::StatusCode| matches!(status.as_u16(), 429 | 502 | 503 | 504);
+    error.chain().any(|cause| {
+        let refused = cause.downcast_ref::<Refused>().and_then(|refused| refused.status);
+        let bad = cause.downcast_ref::<BadAnswer>().map(|bad| bad.0);
+        let http = cause.downcast_ref::<reqwest::Error>();
+        refused.or(bad).is_some_and(passing)
+            || http.is_some_and(|http| !http.is_builder() && !http.is_decode())
+            || cause.is::<tokio::time::error::Elapsed>()
+    })
 }
 
 impl std::fmt::Display for Refused {
@@ -261,7 +284,8 @@ fn refused(status: reqwest::StatusCode, body: &[u8]) -> anyhow::Error {
     match serde_json::from_slice::<api::ErrorBody>(body) {
         Ok(api::ErrorBody { error }) => {
             let request_id = Some(error.request_id);
-            Refused { code: error.code, message: error.message, request_id }.into()
+            let status = Some(status);
+            Refused { code: error.code, message: error.message, request_id, status }.into()
         }
         Err(_) => BadAnswer(status).into(),
     }

@@ -9,8 +9,10 @@ mod host;
 mod key;
 mod lifecycle;
 mod port;
+mod registry;
 mod shell;
 mod team;
+mod template;
 mod user;
 
 pub(crate) use account::account;
@@ -19,11 +21,11 @@ pub(crate) use doctor::doctor;
 pub(crate) use host::host;
 pub(crate) use key::{audit, key};
 pub(crate) use lifecycle::snapshots;
+pub(crate) use registry::registry;
 pub(crate) use team::team;
+pub(crate) use template::template;
 pub(crate) use user::user;
 
-use crate::cli::Template;
-use crate::client::Client;
 use crate::output::{self, Form};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use std::io::{IsTerminal, Write};
@@ -60,37 +62,4 @@ fn agreed(question: &str) -> anyhow::Result<bool> {
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
-/// Runs `wrenn template`.
-pub(crate) async fn templates(
-    command: Template,
-    client: &Client,
-    form: Form,
-) -> anyhow::Result<()> {
-    if let Template::Require { template, tier } = command {
-        let path = format!("/v1/templates/{template}");
-        let change = api::ChangeTemplate { isolation: tier };
-        let changed: api::Template = client.patch(&path, &change).await?;
-        return render(&changed, &changed.isolation, form);
-    }
-    let list: api::TemplateList = client.get("/v1/templates").await?;
-    if form == Form::Json {
-        return output::json(&list.items);
-    }
-    let row = |t: api::Template| {
-        let shared = if t.shared { "all teams" } else { "this team" };
-        vec![
-            t.name,
-            t.vcpus.to_string(),
-            format!("{} MiB", t.memory_mib),
-            format!("{} MiB", t.disk_mib),
-            t.isolation,
-            shared.to_owned(),
-            t.id,
-        ]
-    };
-    let header = ["NAME", "VCPUS", "MEMORY", "DISK", "ISOLATION", "FOR", "ID"];
-    output::table(&header, list.items.into_iter().map(row).collect());
-    Ok(())
 }

@@ -1,4 +1,5 @@
-//! Builds the files that guests boot from: the kernel and initramfs, and the template `base`.
+//! Builds the files that guests boot from: the kernel and initramfs, and the template `base`. Also
+//! imports templates of the operator's from container images.
 //!
 //! Each item is built once, in `images/store/NAME-HASH`. The hash covers all inputs of the item.
 //! The build happens in a staging folder, which is renamed when complete. A symbolic link names the
@@ -6,8 +7,11 @@
 //! keep their files open.
 
 mod boot;
+mod import;
 mod kernel;
 mod template;
+
+pub(crate) use import::import;
 
 use crate::output::Progress;
 use anyhow::Context;

@@ -18,6 +18,10 @@ use output::Form;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // The conversion child locks itself in, which needs a process with one thread.
+    if std::env::args_os().nth(1).is_some_and(|word| word == host_agent::images::COMMAND) {
+        return host_agent::images::convert_and_exit();
+    }
     let form = |json| if json { Form::Json } else { Form::Human };
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -57,7 +61,8 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
     let client = || client::Client::new(&cli.api, &client_file);
     match cli.command {
         Command::Capsule(command) => return commands::capsule(command, &client()?, form).await,
-        Command::Template(command) => commands::templates(command, &client()?, form).await?,
+        Command::Template(command) => return commands::template(command, &client()?, form).await,
+        Command::Registry(command) => commands::registry(command, &client()?, form).await?,
         Command::Snapshot(command) => commands::snapshots(command, &client()?, form).await?,
         Command::Host(command) => commands::host(command, &client()?, form).await?,
         Command::Account(command) => {
@@ -121,13 +126,24 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
             output::line(&format!("WRENN_TLS_CERT={}", cert.display()));
             output::line(&format!("WRENN_TLS_KEY={}", key.display()));
         }
-        Command::Image(cli::Image::Build(build)) => {
+        Command::Image(command) => image(command).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn image(command: cli::Image) -> anyhow::Result<()> {
+    match command {
+        cli::Image::Build(build) => {
             let envd = build.envd.find();
             let envd = envd.ok_or_else(|| anyhow::anyhow!("set the path of envd with --envd"))?;
             let dir = build.folder.dir;
             tokio::task::spawn_blocking(move || images::build(&dir, &envd, build.refresh))
                 .await??;
         }
+        cli::Image::Import(import) => {
+            let digest = images::import(&import).await?;
+            output::line(&digest);
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

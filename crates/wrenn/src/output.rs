@@ -27,6 +27,66 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", printable(text));
 }
 
+/// Prints lines for people, on standard error beside the result.
+pub(crate) fn notes(lines: &[String]) {
+    for text in lines {
+        note(text);
+    }
+}
+
+/// Lines at the end of a terminal that change while work goes on, below lines that stay. Nothing
+/// changes outside of a terminal.
+pub(crate) struct Live(Option<indicatif::ProgressBar>);
+
+impl Live {
+    /// Begins without lines. `moves` is false where lines may not change.
+    pub(crate) fn start(moves: bool) -> Self {
+        let bar = (moves && std::io::stderr().is_terminal()).then(|| {
+            let bar = indicatif::ProgressBar::new_spinner();
+            // The template is a valid constant, so no error is expected.
+            if let Ok(style) = indicatif::ProgressStyle::with_template("{msg}") {
+                bar.set_style(style);
+            }
+            bar
+        });
+        Self(bar)
+    }
+
+    /// Reports whether the lines move.
+    pub(crate) fn moves(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Prints lines that stay.
+    pub(crate) fn keep(&self, lines: &[String]) {
+        match &self.0 {
+            Some(bar) => lines.iter().for_each(|text| bar.println(printable(text))),
+            None => notes(lines),
+        }
+    }
+
+    /// Replaces the lines that change.
+    pub(crate) fn show(&self, lines: &[String]) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(printable(&lines.join("\n")));
+            bar.tick();
+        }
+    }
+
+    /// Removes the lines that change.
+    pub(crate) fn clear(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Returns the width of the terminal, in columns. Some terminals do not tell it, or tell 0.
+    pub(crate) fn width() -> usize {
+        let told = crossterm::terminal::size().ok().map(|(columns, _)| usize::from(columns));
+        told.filter(|columns| *columns >= 20).unwrap_or(80)
+    }
+}
+
 /// Removes control characters, except newlines and tabs. Names and messages may come from a guest.
 fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
@@ -68,7 +128,12 @@ pub(crate) fn is_refused(error: &anyhow::Error, code: &str) -> bool {
 
 /// Builds the error for a name that nothing has.
 pub(crate) fn not_found(message: String) -> anyhow::Error {
-    Refused { code: "not_found".to_owned(), message, request_id: None }.into()
+    failed("not_found", message)
+}
+
+/// Builds the error of work that failed, with a code for programs.
+pub(crate) fn failed(code: &str, message: String) -> anyhow::Error {
+    Refused { code: code.to_owned(), message, request_id: None, status: None }.into()
 }
 
 /// Adds a subject to an error's message, for commands that act on several subjects.
@@ -94,7 +159,7 @@ pub(crate) fn usage(message: impl Into<String>) -> anyhow::Error {
 /// Renders an error in the API's own error format. Programs read `code`.
 fn failure(error: &anyhow::Error) -> serde_json::Value {
     if let Some(refused) = error.downcast_ref::<Refused>() {
-        let Refused { code, message, request_id } = refused;
+        let Refused { code, message, request_id, status: _ } = refused;
         return serde_json::json!({
             "error": { "code": code, "message": message, "request_id": request_id },
         });
@@ -188,6 +253,11 @@ impl Progress {
         let bar = indicatif::ProgressBar::new_spinner().with_message(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(120));
         Self { what: what.to_owned(), since: Instant::now(), bar }
+    }
+
+    /// Shows the present step on a terminal.
+    pub(crate) fn step(&self, step: &str) {
+        self.bar.set_message(format!("{}: {}", self.what, printable(step)));
     }
 
     /// Ends the progress with a line that gives the elapsed time.

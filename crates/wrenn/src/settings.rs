@@ -28,6 +28,26 @@ pub(crate) struct Log {
     pub json: bool,
 }
 
+/// Flag for the settings of registries.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Registries {
+    /// TOML file with settings of container registries: mirrors, logins, allowed images, limits.
+    /// Default: Docker Hub and all other public registries, without logins.
+    #[arg(long, env = "WRENN_REGISTRIES")]
+    pub registries: Option<PathBuf>,
+}
+
+impl Registries {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// When the file cannot be read or used, with the line or the field at fault.
+    pub(crate) fn read(&self) -> anyhow::Result<host_agent::Registries> {
+        let given = self.registries.as_deref().filter(|path| !path.as_os_str().is_empty());
+        given.map_or_else(|| Ok(host_agent::Registries::default()), host_agent::Registries::read)
+    }
+}
+
 /// Flags of a host agent.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Agent {
@@ -74,6 +94,8 @@ pub(crate) struct Agent {
     /// store is not encrypted.
     #[arg(long, env = "WRENN_STORE_KEY", hide_env_values = true)]
     pub store_key: Option<String>,
+    #[command(flatten)]
+    pub registries: Registries,
     /// Maximum number of concurrent requests and connections to one capsule. Further requests are
     /// refused.
     #[arg(long, env = "WRENN_CAPSULE_CONNECTIONS", default_value_t = 1024)]
@@ -99,6 +121,7 @@ impl Agent {
             vcpus: self.vcpus,
             disk_mib: self.disk_mib,
             store: self.store()?,
+            registries: self.registries.read()?,
             connections: self.connections,
         })
     }

@@ -3,9 +3,10 @@
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal};
+use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 /// Number of bytes from the end of a failed program's error output that an error quotes.
 const LAST_WORDS: usize = 1500;
@@ -66,6 +67,44 @@ impl<'a> Run<'a> {
         let said = String::from_utf8_lossy(&out.stderr);
         let from = said.floor_char_boundary(said.len().saturating_sub(LAST_WORDS));
         anyhow::bail!("{name} failed ({}): {}", out.status, said[from..].trim())
+    }
+
+    /// Runs the program and passes its standard output to `read` while it comes. The program must
+    /// succeed, too: a reader may take an output that broke off for a whole one.
+    ///
+    /// # Errors
+    /// When the program cannot be run or fails, with its last error output, or else the error of
+    /// `read`.
+    pub(crate) fn stream(
+        &self,
+        read: impl FnOnce(ChildStdout) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let name = self.program.display();
+        let mut command = self.command();
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot run {name}"))?;
+        let (out, said) = (child.stdout.take(), child.stderr.take());
+        let (out, mut said) = out.zip(said).context("a program without pipes")?;
+        // The program's messages are read at the same time, so that they never hold it up.
+        let last = std::thread::spawn(move || {
+            let (mut last, mut buffer) = (Vec::new(), [0; 4096]);
+            while let Ok(count @ 1..) = said.read(&mut buffer) {
+                last.extend_from_slice(buffer.get(..count).unwrap_or_default());
+                let surplus = last.len().saturating_sub(LAST_WORDS);
+                last.drain(..surplus);
+            }
+            last
+        });
+        let done = read(out);
+        let status = child.wait()?;
+        let last = last.join().unwrap_or_default();
+        if status.success() {
+            return done;
+        }
+        let last = String::from_utf8_lossy(&last);
+        let failed = format!("{name} failed ({status}): {}", last.trim());
+        // A reader that fails ends the program, and a program that fails ends the output.
+        done.context(failed.clone()).and_then(|()| anyhow::bail!(failed))
     }
 
     /// Starts the program in a process group of its own, so that a terminal's signals reach only

@@ -157,6 +157,15 @@ pub(crate) struct Limits {
     /// Maximum storage of snapshots and paused capsules, in MiB.
     #[arg(long, requires = "of")]
     pub storage: Option<u64>,
+    /// Maximum number of templates.
+    #[arg(long, requires = "of")]
+    pub templates: Option<u32>,
+    /// Maximum number of builds of templates at once.
+    #[arg(long, requires = "of")]
+    pub builds: Option<u32>,
+    /// Maximum storage of templates, in MiB.
+    #[arg(long, requires = "of")]
+    pub template_storage: Option<u64>,
     /// Maximum number of creates per second.
     #[arg(long, requires = "of")]
     pub creates_per_sec: Option<u32>,

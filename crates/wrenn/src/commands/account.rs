@@ -25,7 +25,7 @@ pub(crate) async fn account(
 }
 
 /// Asks for a line of text.
-fn ask(what: &str) -> anyhow::Result<String> {
+pub(super) fn ask(what: &str) -> anyhow::Result<String> {
     if std::io::stdin().is_terminal() {
         let mut out = std::io::stderr();
         write!(out, "{what}: ")?;
@@ -39,7 +39,7 @@ fn ask(what: &str) -> anyhow::Result<String> {
 
 /// Asks for a password or a code, hidden on a terminal. Secrets are never arguments, which every
 /// user of the machine could see.
-fn ask_password(what: &str) -> anyhow::Result<String> {
+pub(super) fn ask_password(what: &str) -> anyhow::Result<String> {
     if std::io::stdin().is_terminal() {
         return rpassword::prompt_password(format!("{what}: ")).context("cannot read the password");
     }

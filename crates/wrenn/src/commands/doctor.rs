@@ -118,7 +118,8 @@ fn files(dir: &Path) -> Vec<Check> {
     let room = room.and_then(|at| rustix::fs::statvfs(at).ok());
     let free = room.map_or(0, |s| s.f_bavail * s.f_frsize);
     let images = dir.join("images/boot/vmlinux").exists();
-    let base = dir.join("images/templates/base/rootfs.ext4").exists();
+    let base = ["rootfs.erofs", "rootfs.ext4"];
+    let base = base.iter().any(|name| dir.join("images/templates/base").join(name).exists());
     let fix = "missing: wrenn image build";
     vec![
         Check::new(

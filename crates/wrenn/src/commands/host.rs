@@ -65,18 +65,19 @@ fn invited(invited: &api::HostToken, form: Form) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Shows the capsules and snapshots that would be lost, and asks for confirmation.
+/// Shows the capsules, snapshots and versions that would be lost, and asks for confirmation.
 fn agreed(loss: &api::HostLoss) -> anyhow::Result<bool> {
-    if loss.capsules.is_empty() && loss.snapshots == 0 {
+    if loss.capsules.is_empty() && loss.snapshots == 0 && loss.versions == 0 {
         return Ok(true);
     }
     for capsule in &loss.capsules {
         output::note(&format!("{} of {}: {}", capsule.id, capsule.team_id, capsule.status));
     }
     output::note(&format!(
-        "{} capsules and {} snapshots would be lost.",
+        "{} capsules, {} snapshots and {} versions of templates would be lost.",
         loss.capsules.len(),
-        loss.snapshots
+        loss.snapshots,
+        loss.versions
     ));
     super::agreed("Delete the host?")
 }

@@ -167,6 +167,9 @@ async fn show_limits(wanted: Limits, client: &Client, form: Form) -> anyhow::Res
         requests_per_sec: wanted.requests_per_sec,
         snapshots: wanted.snapshots,
         storage_mib: wanted.storage,
+        templates: wanted.templates,
+        builds: wanted.builds,
+        template_mib: wanted.template_storage,
     };
     let limits: api::TeamLimits = match of {
         None => client.get(&path(client, "/limits").await?).await?,
@@ -187,6 +190,13 @@ async fn show_limits(wanted: Limits, client: &Client, form: Form) -> anyhow::Res
         ("memory, MiB", text(held.memory_mib.unwrap_or(0)), limits.memory_mib.to_string()),
         ("snapshots", small(held.snapshots), limits.snapshots.to_string()),
         ("storage, MiB", text(held.storage_mib.unwrap_or(0)), limits.storage_mib.to_string()),
+        ("templates", small(held.templates), limits.templates.to_string()),
+        ("builds at once", small(held.builds), limits.builds.to_string()),
+        (
+            "template storage, MiB",
+            text(held.template_mib.unwrap_or(0)),
+            limits.template_mib.to_string(),
+        ),
         ("creates per second", small(held.creates_per_sec), String::new()),
         ("requests per second", small(held.requests_per_sec), String::new()),
     ];
