@@ -128,6 +128,13 @@ async fn check_answers(replica: &Replica, acme: &Client) {
     assert_eq!(listed(&replica.client(), "/v1/hosts", "name").await, ["rack-1"]);
 }
 
+/// Reports whether a row has all fields of an earlier state of it. Later migrations add columns.
+fn has_fields_of(later: &str, earlier: &str) -> bool {
+    let read = |text| serde_json::from_str::<serde_json::Map<String, Value>>(text).unwrap();
+    let later = read(later);
+    read(earlier).iter().all(|(name, value)| later.get(name) == Some(value))
+}
+
 #[tokio::test]
 async fn database_at_last_former_migration_is_adopted_with_every_row() {
     let platform = Platform::start(Driver::Fake, &[]).await;
@@ -147,9 +154,11 @@ async fn database_at_last_former_migration_is_adopted_with_every_row() {
     assert_eq!(floor(&mut db).await, floor(&mut fresh).await);
     assert_eq!(schemas(&mut db).await, ["public"]);
     let after = rows(&mut db).await;
-    for (table, rows) in &before {
+    // No program of that time wrote builds, and a later migration makes the table anew.
+    for (table, rows) in before.iter().filter(|(table, _)| *table != "builds") {
         for row in rows {
-            assert!(after[table].contains(row), "{table} has lost {row}");
+            let kept = after[table].iter().any(|later| has_fields_of(later, row));
+            assert!(kept, "{table} has lost {row}");
         }
     }
     drop(replica);
@@ -161,11 +170,11 @@ async fn database_at_last_former_migration_is_adopted_with_every_row() {
 }
 
 #[tokio::test]
-async fn fresh_database_has_one_migration_and_its_floor() {
+async fn fresh_database_has_all_migrations_and_the_floor_of_the_first() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
     let versions: Vec<i64> = applied(&mut db).await.into_iter().map(|row| row.0).collect();
-    assert_eq!(versions, [1]);
+    assert_eq!(versions, [1, 2]);
     assert_eq!(floor(&mut db).await, 1);
     assert_eq!(schemas(&mut db).await, ["public"]);
     platform.finish();
@@ -258,7 +267,7 @@ async fn control_planes_that_start_at_once_adopt_once() {
         told(&dir.path().join("said"), "Wrenn serves ", process);
     }
     let versions: Vec<i64> = applied(&mut db).await.into_iter().map(|row| row.0).collect();
-    assert_eq!(versions, [1]);
+    assert_eq!(versions, [1, 2]);
     for process in &mut processes {
         process.kill().unwrap();
         process.wait().unwrap();

@@ -21,11 +21,13 @@ const EXPECTED: &str = "
     user POST /v1/me/password, GET /v1/me/sessions, DELETE /v1/me/sessions,
     user DELETE /v1/me/sessions/{id}, POST /v1/me/providers/{provider},
     user DELETE /v1/me/providers/{provider}, POST /v1/teams, POST /v1/invitations/accept
-    anyone GET /v1/teams
+    anyone GET /v1/teams, PATCH /v1/templates/{name}
     read GET /v1/capsules, GET /v1/capsules/{id}, GET /v1/capsules/{id}/logs, GET /v1/snapshots,
     read GET /v1/capsules/{id}/ports, GET /v1/capsules/{id}/ports/{port},
     read GET /v1/snapshots/{name}, GET /v1/templates,
-    read GET /v1/hosts, GET /v1/usage, GET /v1/events/stream
+    read GET /v1/hosts, GET /v1/usage, GET /v1/events/stream, GET /v1/templates/{name},
+    read GET /v1/templates/{name}/versions, GET /v1/templates/{name}/tags, GET /v1/builds,
+    read GET /v1/builds/{id}, GET /v1/builds/{id}/logs
     exec POST /v1/capsules/{id}/ping, POST /v1/capsules/{id}/exec, GET /v1/capsules/{id}/exec/stream,
     exec GET /v1/capsules/{id}/pty, GET /v1/capsules/{id}/processes,
     exec DELETE /v1/capsules/{id}/processes/{selector},
@@ -42,7 +44,10 @@ const EXPECTED: &str = "
     change POST /v1/capsules/{id}/timeout, PUT /v1/capsules/{id}/ports/{port},
     change PUT /v1/capsules/{id}/network, POST /v1/capsules/{id}/traffic-token,
     change POST /v1/capsules/{id}/links/rotate,
-    change DELETE /v1/snapshots/{name}
+    change DELETE /v1/snapshots/{name}, DELETE /v1/templates/{name},
+    change POST /v1/templates/{name}/tags, DELETE /v1/templates/{name}/tags/{tag},
+    change POST /v1/builds, POST /v1/builds/{id}/cancel, GET /v1/builds/files/{hash},
+    change PUT /v1/builds/files/{hash}
     team GET /v1/teams/{id}, GET /v1/teams/{id}/members, GET /v1/teams/{id}/limits,
     team GET /v1/api-keys, POST /v1/teams/{id}/leave
     keys POST /v1/api-keys, DELETE /v1/api-keys/{id}
@@ -52,10 +57,11 @@ const EXPECTED: &str = "
     admin GET /v1/audit-logs, GET /v1/audit-logs/export, GET /v1/channels, POST /v1/channels,
     admin GET /v1/channels/{id}, PATCH /v1/channels/{id}, DELETE /v1/channels/{id},
     admin POST /v1/channels/{id}/secret, POST /v1/channels/{id}/test,
-    admin GET /v1/channels/{id}/deliveries
+    admin GET /v1/channels/{id}/deliveries, GET /v1/registries, PUT /v1/registries/{host},
+    admin DELETE /v1/registries/{host}
     own DELETE /v1/teams/{id}, POST /v1/teams/{id}/transfer
     platform GET /metrics, POST /v1/hosts, GET /v1/hosts/{id}, DELETE /v1/hosts/{id},
-    platform PATCH /v1/templates/{name}, POST /v1/hosts/{id}/token, POST /v1/hosts/{id}/drain, PUT /v1/hosts/{id}/tags,
+    platform POST /v1/hosts/{id}/token, POST /v1/hosts/{id}/drain, PUT /v1/hosts/{id}/tags,
     platform GET /v1/hosts/{id}/delete-preview, GET /v1/hosts/{id}/metrics, GET /v1/admin/users,
     platform POST /v1/admin/users, PATCH /v1/admin/users/{id}, DELETE /v1/admin/users/{id},
     platform GET /v1/admin/teams, GET /v1/admin/teams/{id}/limits,
@@ -69,14 +75,20 @@ const OF_OTHERS: &str = "
     read GET /snapshots, GET /templates, GET /v2/templates, GET /templates/aliases/{alias},
     read GET /volumes, GET /secrets, GET /api/v1/capsules, GET /api/v1/capsules/{id}/metrics,
     read GET /api/v1/capsules/stats, GET /api/v1/capsules/usage, GET /api/v1/snapshots,
-    read GET /api/v1/events/stream
+    read GET /api/v1/events/stream, GET /templates/{id}, GET /templates/{id}/tags,
+    read GET /templates/{id}/builds/{build}/status, GET /templates/{id}/builds/{build}/logs
     change POST /sandboxes, POST /v2/sandboxes, DELETE /sandboxes/{id},
     change POST /sandboxes/{id}/connect, POST /v2/sandboxes/{id}/connect,
     change POST /sandboxes/{id}/timeout, POST /sandboxes/{id}/refreshes,
     change POST /sandboxes/{id}/pause, POST /sandboxes/{id}/resume, POST /sandboxes/{id}/fork,
     change POST /sandboxes/{id}/snapshots, PUT /sandboxes/{id}/network, DELETE /templates/{id},
-    change POST /v3/templates, POST /volumes, POST /secrets, POST /api/v1/snapshots
+    change POST /v3/templates, POST /volumes, POST /secrets, POST /api/v1/snapshots,
+    change POST /templates, POST /v2/templates, POST /templates/{id}, PATCH /templates/{id},
+    change PATCH /v2/templates/{id}, POST /templates/tags, DELETE /templates/tags,
+    change GET /templates/{id}/files/{hash}, POST /v2/templates/{id}/builds/{build},
+    change POST /templates/{id}/builds/{build}
     anyone GET /teams
+    open PUT /templates/{id}/files/{hash}
 ";
 
 /// Routes whose success would end the capsule, team or session that the test needs. Other tests
@@ -154,7 +166,8 @@ fn path(route: &str, capsule: &str, team: &str) -> String {
     };
     let filled = route.replace("{id}", id).replace("{selector}", "1").replace("{port}", "80");
     let filled = filled.replace("{user}", "none").replace("{invitation}", "none");
-    filled.replace("{provider}", "none").replace("{name}", "none").replace("{alias}", "none")
+    let names = ["{provider}", "{name}", "{alias}", "{hash}", "{tag}", "{host}", "{build}"];
+    names.iter().fold(filled, |path, name| path.replace(name, "none"))
 }
 
 /// Builds a request that is valid except perhaps for its caller.
@@ -318,6 +331,11 @@ fn is_of_capsules(pattern: &str) -> bool {
     (pattern.contains("/v1/capsules") || pattern.contains("sandboxes")) && !team
 }
 
+/// Reports whether a route acts on templates or their builds.
+fn is_of_templates(pattern: &str) -> bool {
+    pattern.contains("/templates") || pattern.starts_with("/v1/builds")
+}
+
 #[tokio::test]
 async fn resources_of_another_team_are_not_found() {
     let (platform, team, id, clients) = callers().await;
@@ -344,8 +362,16 @@ async fn resources_of_another_team_are_not_found() {
             assert_eq!(refused, 403, "{route} by a confined key");
         } else if ["read", "change"].contains(&takes) && !is_of_capsules(pattern) {
             let seen = status(&confined, &method, &path).await;
-            let open = pattern == "/v1/templates";
-            assert_eq!(seen, if open { 200 } else { 403 }, "{route} by a confined key");
+            match pattern {
+                "/v1/templates" if method == Method::GET => {
+                    assert_eq!(seen, 200, "{route} by a confined key");
+                }
+                // Keys may be confined to a template, so the template in the request decides.
+                pattern if is_of_templates(pattern) => {
+                    assert!([400, 403, 404, 501].contains(&seen), "{route}: {seen}");
+                }
+                _ => assert_eq!(seen, 403, "{route} by a confined key"),
+            }
         }
     }
     for stranger in [&key, &user] {

@@ -4,6 +4,7 @@
 mod accounts;
 mod copy;
 mod exec;
+mod templates;
 
 use crate::capsule;
 use serde_json::Value;

@@ -20,7 +20,7 @@ async fn invalid_create_names_field_and_creates_nothing() {
         (json!({ "memory_mib": 4_294_967_296_u64 }), "memory_mib"),
         (json!({ "disk_mib": 1 }), "disk_mib"),
         (json!({ "idle_timeout": 2_592_001 }), "idle_timeout"),
-        (json!({ "template": "" }), "template must be 1 to 64"),
+        (json!({ "template": "" }), "template is invalid"),
         (json!({ "template": "../base" }), "template"),
         (json!({ "template": long }), "template"),
         (json!({ "template": 7 }), "template is invalid"),

@@ -41,6 +41,7 @@ mod store;
 mod streams;
 mod stuck;
 mod teams;
+mod templates;
 mod usage;
 
 use tests::{Client, Driver, Platform};

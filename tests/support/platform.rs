@@ -5,6 +5,7 @@ use crate::balancer::Balancer;
 use crate::client::Client;
 use crate::guard::{Leftovers, held_in_removed_namespaces};
 use crate::replica::Replica;
+use crate::trees::{copy_images, link_trees};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -102,27 +103,6 @@ pub fn told(file: &Path, begin: &str, process: &mut Child) -> String {
     }
 }
 
-/// Links the files of each folder in `from` into a folder of the same name in `to`, unless that
-/// exists. Each folder is linked completely or not at all. Where hard links are impossible, nothing
-/// is shared.
-fn link_trees(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).into_iter().flatten().flatten() {
-        let name = entry.file_name().into_string().unwrap();
-        let files: Vec<_> =
-            std::fs::read_dir(entry.path()).into_iter().flatten().flatten().collect();
-        if name.contains('.') || to.join(&name).exists() || files.is_empty() {
-            continue;
-        }
-        let staged = to.join(format!("{name}.{}", std::process::id()));
-        std::fs::create_dir_all(&staged).unwrap();
-        let linked =
-            files.iter().all(|f| std::fs::hard_link(f.path(), staged.join(f.file_name())).is_ok());
-        if !linked || std::fs::rename(&staged, to.join(&name)).is_err() {
-            let _ = std::fs::remove_dir_all(&staged);
-        }
-    }
-}
-
 impl Platform {
     /// Starts a platform with further variables.
     pub async fn start(driver: Driver, vars: &[(&str, &str)]) -> Self {
@@ -157,12 +137,26 @@ impl Platform {
             .unwrap();
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         std::fs::create_dir_all(self.dir()).unwrap();
-        std::os::unix::fs::symlink(store.join("images"), self.dir().join("images")).unwrap();
+        match self.builds_templates() {
+            true => copy_images(&store.join("images"), &self.dir().join("images")),
+            false => {
+                let images = self.dir().join("images");
+                std::os::unix::fs::symlink(store.join("images"), images).unwrap();
+            }
+        }
         link_trees(&store.join("golden"), &self.dir().join("golden"));
+    }
+
+    /// Reports whether the platform pulls images. Its images and machines are then its own.
+    fn builds_templates(&self) -> bool {
+        self.vars.iter().any(|(name, _)| name == "WRENN_REGISTRIES")
     }
 
     /// Leaves the templates' booted machines for later tests, which use them as long as they fit.
     fn leave_golden(&self) {
+        if self.builds_templates() {
+            return;
+        }
         let store = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-images");
         link_trees(&self.dir().join("golden"), &store.join("golden"));
     }

@@ -30,6 +30,7 @@ mod proxy;
 mod removal;
 mod silent;
 mod steps;
+mod templates;
 mod vmm;
 mod watch;
 

@@ -12,15 +12,20 @@ use tests::{Driver, Platform, binary, eventually, set_guests, told};
 const NETWORK: &str = "10.196.7.0/24";
 
 /// Second host on this machine, with an address range of its own and no template.
-struct Second {
+pub(crate) struct Second {
     dir: TempDir,
     process: Child,
 }
 
 impl Second {
-    fn start(platform: &Platform, store: &str, token: &str) -> Self {
+    pub(crate) fn start(platform: &Platform, store: &str, token: &str) -> Self {
+        Self::start_with(platform, token, &[("WRENN_STORE", store)])
+    }
+
+    /// Starts a host with variables of its own.
+    pub(crate) fn start_with(platform: &Platform, token: &str, vars: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let process = run(platform, dir.path(), store, token);
+        let process = run(platform, dir.path(), token, vars);
         Self { dir, process }
     }
 }
@@ -39,14 +44,14 @@ impl Drop for Second {
     }
 }
 
-fn run(platform: &Platform, dir: &Path, store: &str, token: &str) -> Child {
+fn run(platform: &Platform, dir: &Path, token: &str, vars: &[(&str, &str)]) -> Child {
     std::fs::create_dir_all(dir.join("images/templates")).unwrap();
     let boot = platform.dir().join("images/boot").canonicalize().unwrap();
     std::os::unix::fs::symlink(boot, dir.join("images/boot")).unwrap();
     let mut command = Command::new(binary("wrenn"));
     command.args(["agent", "--agent-listen", "127.0.0.1:0", "--control-plane", platform.url()]);
-    command.env("WRENN_DIR", dir).env("WRENN_REGISTER_TOKEN", token).env("WRENN_STORE", store);
-    command.env("WRENN_NETWORK", NETWORK);
+    command.env("WRENN_DIR", dir).env("WRENN_REGISTER_TOKEN", token);
+    command.envs(vars.iter().copied()).env("WRENN_NETWORK", NETWORK);
     set_guests(&mut command);
     let log = dir.join("agent.log");
     command.stdin(Stdio::null()).stderr(std::fs::File::create(&log).unwrap());
@@ -106,7 +111,7 @@ async fn capsule_resumes_on_another_host_with_its_memory() {
     for id in [&one, &two] {
         assert_eq!(client.out(id, "echo up").await, "up\n");
     }
-    assert!(second.dir.path().join("images/templates/base/rootfs.ext4").exists());
+    assert!(second.dir.path().join("images/templates/base/rootfs.erofs").exists());
     for id in [&id, &one, &two] {
         client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     }
