@@ -76,7 +76,7 @@ impl Bare {
     }
 
     fn command(&self, name: &str, disk: &Path) -> Command {
-        let image = self.images.join("templates/base/rootfs.ext4").display().to_string();
+        let image = self.images.join("templates/base/rootfs.erofs").display().to_string();
         let mut command = Command::new("qemu-system-x86_64");
         command.args(&self.taken).args(["-nodefaults", "-no-user-config", "-display", "none"]);
         command.args(["-no-reboot", "-serial", "null"]);

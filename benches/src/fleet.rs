@@ -74,6 +74,7 @@ async fn enrol(client: &Client, dir: &Path, guest: u16, tasks: &Tasks) {
         memory_mib: 4096,
         vcpus: 64,
         disk_mib: 1 << 20,
+        registries: host_agent::Registries::default(),
         store: None,
         connections: 64,
     };
@@ -196,7 +197,7 @@ fn pid() -> i32 {
 
 /// Measures the scheduler's time to decide among ten thousand hosts.
 fn decision() -> Row {
-    use control_plane::scheduler::{HostView, PlacementRequest, ResourceAmounts, pick};
+    use control_plane::scheduler::{Holders, HostView, PlacementRequest, ResourceAmounts, pick};
     let host = |n: u128| HostView {
         id: types::HostId(uuid::Uuid::from_u128(n)),
         open: true,
@@ -217,9 +218,7 @@ fn decision() -> Row {
     let request = PlacementRequest {
         team: types::TeamId::new(),
         size: ResourceAmounts { vcpus: 1, memory_mib: 512, disk_mib: 5120 },
-        template: "python",
-        preferred: None,
-        fetches: true,
+        origin: Holders::Template("python"),
         tags: &tags,
         isolation: types::Isolation::Kvm,
         excluded: &[],

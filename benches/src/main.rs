@@ -12,11 +12,13 @@ mod files;
 mod firecracker;
 mod fleet;
 mod idle;
+mod images;
 mod inside;
 mod keep;
 mod proxy;
 mod rival;
 mod stats;
+mod templates;
 
 use serde_json::json;
 use stats::{Row, print};
@@ -50,6 +52,12 @@ async fn main() {
     }
     if wanted("firecracker") {
         rows.extend(firecracker::measure().await);
+    }
+    if wanted("images") {
+        rows.extend(images::measure());
+    }
+    if wanted("templates") {
+        rows.extend(templates::measure().await);
     }
     if wanted("fleet") {
         rows.extend(fleet::measure().await);
