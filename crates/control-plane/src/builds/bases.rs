@@ -128,7 +128,7 @@ async fn files(
     let mut hashes: BTreeMap<String, usize> = BTreeMap::new();
     for stage in &spec.recipe.stages {
         for (step, number) in stage.steps.iter().zip(1..) {
-            let Some(copy) = sources::copy(&step.action) else { continue };
+            let Some(copy) = step.action.as_copy() else { continue };
             match &copy.files {
                 Some(hash) if is_hash(hash) => {
                     hashes.entry(hash.clone()).or_insert(number);

@@ -153,7 +153,7 @@ fn size(build: &Build) -> ResourceAmounts {
 /// Returns the hashes of all uploaded archives that a build needs.
 fn files(spec: &BuildSpec) -> Vec<String> {
     let steps = spec.recipe.stages.iter().flat_map(|stage| &stage.steps);
-    let hashes = steps.filter_map(|step| sources::copy(&step.action)?.files.clone());
+    let hashes = steps.filter_map(|step| step.action.as_copy()?.files.clone());
     let sources = spec.recipe.stages.iter().flat_map(sources::of_stage);
     let archives = sources.filter_map(|source| match source {
         Source::Image(image) => image.strip_prefix(sources::ARCHIVE).map(str::to_owned),
