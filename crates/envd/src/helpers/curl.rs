@@ -131,10 +131,11 @@ fn ask(at: SocketAddr, url: &Url, order: &Order) -> io::Result<u16> {
     stream.set_write_timeout(Some(LIMIT))?;
     let host = if url.host.contains(':') { format!("[{}]", url.host) } else { url.host.clone() };
     let (port, path) = (url.port, &url.path);
-    write!(
-        stream,
+    let request = format!(
         "GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\nUser-Agent: curl\r\nAccept: */*\r\n\r\n"
-    )?;
+    );
+    // In one piece, since a server may answer and close after it has read the first.
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut limited = stream.take(ANSWER_MAX);
     let mut piece = [0; 4096];
