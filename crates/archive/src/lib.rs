@@ -42,7 +42,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The stream of the archive failed or ended early.
+    /// The archive did not pass whole: its stream ended early, or a read or write of it failed.
     #[error("the archive ended early")]
     Stream(#[source] io::Error),
 }

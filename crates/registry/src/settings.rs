@@ -74,12 +74,18 @@ pub struct AccessList {
     pub deny: Vec<String>,
 }
 
-/// Limits of one pull.
+/// Highest limit of an image's unpacked bytes.
+const UNPACKED_MAX: u64 = 32 << 30;
+
+/// Limits of one image.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Most bytes of all layers, compressed.
     pub image_bytes: u64,
+    /// Most bytes of all layers unpacked, and of the image that they make. The reader of the layers
+    /// holds to it, since this crate unpacks none.
+    pub unpacked_bytes: u64,
     /// Most layers. Docker's own limit is 127.
     pub layers: usize,
     /// Longest wait for any next byte.
@@ -96,6 +102,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             image_bytes: 10 << 30,
+            unpacked_bytes: 10 << 30,
             layers: 128,
             idle_timeout_ms: 30_000,
             pull_timeout_ms: 30 * 60 * 1000,
@@ -152,6 +159,9 @@ impl Settings {
         }
         if limits.layers > 500 {
             return Err(wrong("limits.layers", "an image has at most 500 layers"));
+        }
+        if limits.unpacked_bytes > UNPACKED_MAX {
+            return Err(wrong("limits.unpacked_bytes", "an image has at most 32 GiB"));
         }
         Ok(self)
     }
@@ -290,6 +300,7 @@ mod tests {
             r#"{"registries": {"a.example": {"mirrors": ["m.example/UP"]}}}"#,
             r#"{"rewrites": [{"from": "docker.io", "to": "m.example/"}]}"#,
             r#"{"limits": {"tries": 0}}"#,
+            r#"{"limits": {"unpacked_bytes": 34359738369}}"#,
             r#"{"limits": {"pull_timeout_ms": 18446744073709551615}}"#,
         ] {
             assert!(settings(wrong).is_err(), "{wrong}");

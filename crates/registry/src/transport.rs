@@ -2,7 +2,7 @@
 //! of its URLs is checked by the guard. Credentials never follow a redirect to another origin.
 
 use crate::error::{Error, Result};
-use crate::guard::{NoPublicAddress, Public, authority, is_private_literal};
+use crate::guard::{Public, authority, is_private_literal};
 use crate::secret::Secret;
 use crate::settings::{RegistrySettings, Settings, read_pem, wrong};
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
+use types::NoPublicAddress;
 
 /// Host of Docker Hub's API. Its references name `docker.io`.
 pub(crate) const DOCKER_HUB_API: &str = "registry-1.docker.io";

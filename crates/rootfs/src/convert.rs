@@ -216,7 +216,7 @@ impl Build<'_> {
     ) -> Result<Node, Fault> {
         let limit = self.budget.limits().bytes;
         if size > limit {
-            return Err(Fault::Limit { limit, unit: "bytes in a file" });
+            return Err(Fault::TooLarge { limit, unit: "bytes in a file" });
         }
         let place = self.contents.begin_file(size, beside)?;
         let mut tail = Vec::new();

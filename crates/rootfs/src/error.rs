@@ -74,7 +74,10 @@ pub enum Fault {
     /// The plain bytes are not those that the image's configuration names.
     #[error("the contents have the digest sha256:{found}, and the image names sha256:{expected}")]
     Digest { expected: String, found: String },
-    /// A limit was passed.
+    /// The image or its layers have more bytes than allowed.
+    #[error("more than {limit} {unit}")]
+    TooLarge { limit: u64, unit: &'static str },
+    /// Another limit was passed, such as a count or the length of a name.
     #[error("more than {limit} {unit}")]
     Limit { limit: u64, unit: &'static str },
     /// The archive ends within an entry.

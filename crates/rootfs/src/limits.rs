@@ -68,12 +68,17 @@ impl Budget {
 
     /// Counts plain bytes of a layer.
     pub(crate) fn plain(&self, bytes: usize) -> Result<(), Fault> {
-        count(&self.plain, bytes as u64, self.limits.bytes, "bytes in the layers")
+        self.layer_bytes(&self.plain, bytes, "bytes in the layers")
     }
 
     /// Counts compressed bytes of a layer. A stream of empty frames has no plain bytes.
     pub(crate) fn packed(&self, bytes: usize) -> Result<(), Fault> {
-        count(&self.packed, bytes as u64, self.limits.bytes, "compressed bytes in the layers")
+        self.layer_bytes(&self.packed, bytes, "compressed bytes in the layers")
+    }
+
+    fn layer_bytes(&self, sum: &Cell<u64>, bytes: usize, unit: &'static str) -> Result<(), Fault> {
+        let limit = self.limits.bytes;
+        if add(sum, bytes as u64) > limit { Err(Fault::TooLarge { limit, unit }) } else { Ok(()) }
     }
 
     /// Counts bytes that stay in memory.
@@ -100,8 +105,13 @@ impl Budget {
 }
 
 fn count(sum: &Cell<u64>, more: u64, limit: u64, unit: &'static str) -> Result<(), Fault> {
+    if add(sum, more) > limit { Err(Fault::Limit { limit, unit }) } else { Ok(()) }
+}
+
+/// Adds to a sum, and returns the new sum.
+fn add(sum: &Cell<u64>, more: u64) -> u64 {
     sum.set(sum.get().saturating_add(more));
-    if sum.get() > limit { Err(Fault::Limit { limit, unit }) } else { Ok(()) }
+    sum.get()
 }
 
 #[cfg(test)]
@@ -113,11 +123,11 @@ mod tests {
         let limits = Limits { bytes: 10, entries: 2, memory: 5, layers: 1 };
         let budget = Budget::new(limits);
         assert!(budget.plain(10).is_ok());
-        assert!(budget.plain(1).is_err());
+        assert!(matches!(budget.plain(1), Err(Fault::TooLarge { limit: 10, .. })));
         assert!(budget.plain(usize::MAX).is_err());
-        assert!(budget.packed(11).is_err());
+        assert!(matches!(budget.packed(11), Err(Fault::TooLarge { limit: 10, .. })));
         assert!(budget.entry().is_ok() && budget.entry().is_ok());
-        assert!(budget.entry().is_err());
+        assert!(matches!(budget.entry(), Err(Fault::Limit { limit: 2, .. })));
         assert!(budget.hold(5).is_ok());
         budget.release(2);
         assert!(budget.hold(2).is_ok());

@@ -186,7 +186,7 @@ impl Contents {
     fn advance(&mut self, bytes: u64) -> Result<(), Fault> {
         self.at = self.at.saturating_add(bytes);
         if self.at > self.limit {
-            return Err(Fault::Limit { limit: self.limit, unit: "bytes in the image" });
+            return Err(Fault::TooLarge { limit: self.limit, unit: "bytes in the image" });
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 mod archive;
 mod bombs;
 mod contents;
+mod distributions;
 mod merge;
 mod odd;
 mod oracles;

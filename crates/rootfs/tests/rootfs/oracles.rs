@@ -137,6 +137,12 @@ fn unpack(layers: &[Vec<u8>]) -> Result<BTreeMap<Vec<u8>, Found>, String> {
     let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
     fs::write(layout.join("index.json"), index.to_string()).unwrap();
     fs::write(layout.join("oci-layout"), "{\"imageLayoutVersion\": \"1.0.0\"}").unwrap();
+    unpack_layout(&layout)
+}
+
+/// Unpacks the image `t` of a layout by umoci, and reads the tree.
+pub(crate) fn unpack_layout(layout: &Path) -> Result<BTreeMap<Vec<u8>, Found>, String> {
+    let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("bundle");
     let output = Command::new("umoci")
         .args(["unpack", "--image"])
@@ -173,7 +179,7 @@ fn walk(path: &Path, name: &[u8], tree: &mut BTreeMap<Vec<u8>, Found>) {
         inode: status.ino(),
         data,
         device: (rustix::fs::major(device), rustix::fs::minor(device)),
-        xattrs: BTreeMap::new(),
+        xattrs: attributes(path),
     };
     tree.insert(name.to_vec(), found);
     if kind.is_dir() {
@@ -185,6 +191,34 @@ fn walk(path: &Path, name: &[u8], tree: &mut BTreeMap<Vec<u8>, Found>) {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Reads the extended attributes of a file, in the form of [`Found`].
+fn attributes(path: &Path) -> BTreeMap<(u8, Vec<u8>), Vec<u8>> {
+    let mut names = vec![0_u8; 64 << 10];
+    // A file system without attributes has none.
+    let length = rustix::fs::llistxattr(path, &mut names[..]).unwrap_or(0);
+    let names = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let all = names.filter_map(|name| {
+        let (prefix, rest) = stored_name(name)?;
+        let mut value = vec![0_u8; 64 << 10];
+        let text = std::str::from_utf8(name).unwrap();
+        let length = rustix::fs::lgetxattr(path, text, &mut value[..]).unwrap();
+        value.truncate(length);
+        Some(((prefix, rest.to_vec()), value))
+    });
+    all.collect()
+}
+
+/// Splits the name of an attribute as EROFS stores it. Images lose the names without a result.
+fn stored_name(name: &[u8]) -> Option<(u8, &[u8])> {
+    let prefixes: [(&[u8], u8); 3] =
+        [(b"user.", 1), (b"system.posix_acl_access", 2), (b"system.posix_acl_default", 3)];
+    let known = prefixes.iter().find_map(|(text, prefix)| {
+        let rest = name.strip_prefix(*text)?;
+        Some((*prefix, rest))
+    });
+    known.or_else(|| (name == b"security.capability").then_some((6, b"capability".as_slice())))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
