@@ -6,14 +6,15 @@
 //! `{"run": {"command": "make"}}`, `{"copy": {"sources": ["a"], "dest": "/x/"}}`,
 //! `{"workdir": "/x"}`, `{"user": "app"}`, `{"env": {"A": "b"}}`.
 
+mod check;
+mod text;
+
 use crate::expand::Escape;
-use crate::prepare;
 use serde::de::Error as _;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::fmt;
 
 /// Most steps of a recipe, over all stages.
 pub const STEPS_MAX: usize = 1000;
@@ -27,6 +28,9 @@ pub const TEXT_MAX: usize = 128 * 1024;
 pub const TEXTS_MAX: usize = 1000;
 /// Largest sum of all texts of a recipe, in bytes.
 pub const TOTAL_MAX: usize = 4 << 20;
+
+/// Beginning of the reference of an image in an uploaded archive. The hash of the upload follows.
+pub const ARCHIVE: &str = "oci-archive:";
 
 /// Rules by which steps run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -280,6 +284,14 @@ pub struct Error {
     pub message: String,
 }
 
+impl Stage {
+    /// Lists the origins that the stage names: its own, and those of its COPY steps.
+    pub fn sources(&self) -> impl Iterator<Item = &Source> {
+        let copies = self.steps.iter().filter_map(|step| step.action.as_copy()?.from.as_ref());
+        std::iter::once(&self.source).chain(copies)
+    }
+}
+
 impl From<Action> for Step {
     fn from(action: Action) -> Self {
         Self { action, force: false, line: None }
@@ -349,151 +361,9 @@ impl Action {
             Self::Onbuild(_) => "ONBUILD",
         }
     }
-
-    /// Calls `visit` for each text of the action.
-    pub(crate) fn texts<'a>(&'a self, visit: &mut dyn FnMut(&'a str)) {
-        let pairs = |pairs: &'a BTreeMap<String, String>, visit: &mut dyn FnMut(&'a str)| {
-            pairs.iter().flat_map(|(a, b)| [a, b]).for_each(|text| visit(text));
-        };
-        match self {
-            Self::Run(run) => {
-                run.command.texts(visit);
-                run.user.iter().chain(run.shell.iter().flatten()).for_each(|text| visit(text));
-                for mount in &run.mounts {
-                    let (target, id) = match mount {
-                        Mount::Tmpfs { target, .. } => (target, None),
-                        Mount::Cache { target, id } => (target, id.as_ref()),
-                    };
-                    [target].into_iter().chain(id).for_each(|text| visit(text));
-                }
-            }
-            Self::Copy(copy) => {
-                let options = [&copy.owner, &copy.mode, &copy.files];
-                let more = options.into_iter().flatten();
-                copy.sources.iter().chain([&copy.dest]).chain(more).for_each(|text| visit(text));
-                if let Some(Source::Image(name) | Source::Template(name) | Source::Capsule(name)) =
-                    &copy.from
-                {
-                    visit(name);
-                }
-                copy.inline.iter().flat_map(|file| [&file.name, &file.text]).for_each(|t| visit(t));
-            }
-            Self::Workdir(text)
-            | Self::User(text)
-            | Self::StopSignal(text)
-            | Self::Onbuild(text) => {
-                visit(text);
-            }
-            Self::Env(values) | Self::Label(values) => pairs(values, visit),
-            Self::Arg(arg) => {
-                let values = [&arg.value, &arg.default];
-                [&arg.name].into_iter().chain(values.into_iter().flatten()).for_each(|t| visit(t));
-            }
-            Self::Expose(texts) | Self::Volume(texts) => texts.iter().for_each(|text| visit(text)),
-            Self::Healthcheck(check) => {
-                check.command.iter().for_each(|command| command.texts(visit));
-                pairs(&check.options, visit);
-            }
-            Self::Entrypoint(command) | Self::Cmd(command) => command.texts(visit),
-        }
-    }
-}
-
-impl Command {
-    fn texts<'a>(&'a self, visit: &mut dyn FnMut(&'a str)) {
-        match self {
-            Self::Shell(text) | Self::Script { script: text } => visit(text),
-            Self::Exec(arguments) => arguments.iter().for_each(|text| visit(text)),
-        }
-    }
-
-    /// Returns all arguments, with those of a shell where the command is a text.
-    #[must_use]
-    pub fn argv(&self, shell: &[impl AsRef<str>]) -> Vec<String> {
-        match self {
-            Self::Shell(text) | Self::Script { script: text } => {
-                let shell = shell.iter().map(|argument| argument.as_ref().to_owned());
-                shell.chain([text.clone()]).collect()
-            }
-            Self::Exec(arguments) => arguments.clone(),
-        }
-    }
-}
-
-impl fmt::Display for Command {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Shell(text) | Self::Script { script: text } => f.write_str(text),
-            Self::Exec(arguments) => write!(f, "{}", serde_json::json!(arguments)),
-        }
-    }
-}
-
-/// Writes the step as one instruction, with all of its text.
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())?;
-        match self {
-            Self::Run(run) => write!(f, " {}", run.command),
-            Self::Copy(copy) => {
-                let inline = copy.inline.iter().map(|file| &file.name);
-                for text in copy.sources.iter().chain(inline).chain([&copy.dest]) {
-                    write!(f, " {text}")?;
-                }
-                Ok(())
-            }
-            Self::Workdir(text)
-            | Self::User(text)
-            | Self::StopSignal(text)
-            | Self::Onbuild(text) => {
-                write!(f, " {text}")
-            }
-            Self::Env(values) | Self::Label(values) => {
-                values.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
-            }
-            Self::Arg(arg) => write!(f, " {}", arg.name),
-            Self::Expose(texts) | Self::Volume(texts) => {
-                texts.iter().try_for_each(|text| write!(f, " {text}"))
-            }
-            Self::Healthcheck(Healthcheck { command: Some(command), .. })
-            | Self::Entrypoint(command)
-            | Self::Cmd(command) => write!(f, " {command}"),
-            Self::Healthcheck(Healthcheck { command: None, .. }) => f.write_str(" NONE"),
-        }
-    }
 }
 
 impl Recipe {
-    /// Checks a recipe of unknown origin: counts, sizes, indices of stages, and forms of hashes.
-    ///
-    /// # Errors
-    /// Names the place and the limit.
-    pub fn check(&self) -> Result<(), Error> {
-        let fail = |place: String, message: &str| Err(Error { place, message: message.to_owned() });
-        if self.stages.is_empty() || self.stages.len() > STAGES_MAX {
-            return fail("stages".to_owned(), &format!("a recipe has 1 to {STAGES_MAX} stages"));
-        }
-        if self.stages.iter().map(|stage| stage.steps.len()).sum::<usize>() > STEPS_MAX {
-            return fail("stages".to_owned(), &format!("a recipe has at most {STEPS_MAX} steps"));
-        }
-        let mut total = 0;
-        for (index, stage) in self.stages.iter().enumerate() {
-            let place = format!("stages[{index}]");
-            if stage.name.as_ref().is_some_and(|name| name.len() > STAGE_NAME_MAX) {
-                let rule = format!("a stage's name has at most {STAGE_NAME_MAX} bytes");
-                return fail(format!("{place}.name"), &rule);
-            }
-            check_source(&stage.source, index)
-                .map_err(|message| Error { place: format!("{place}.source"), message })?;
-            for (number, step) in stage.steps.iter().enumerate() {
-                let check = check_step(step, index, &mut total);
-                let place = format!("{place}.steps[{number}]");
-                check.map_err(|message| Error { place, message })?;
-            }
-        }
-        Ok(())
-    }
-
     /// Names the uploaded files of a COPY of the context. Takes the stage's index and the step's
     /// number from 1, as `Plan::missing_files` lists them. Returns false for any other step.
     pub fn set_files(&mut self, stage: usize, number: usize, hash: String) -> bool {
@@ -509,59 +379,6 @@ impl Recipe {
     }
 }
 
-fn check_source(source: &Source, stage: usize) -> Result<(), String> {
-    match source {
-        Source::Stage(index) if *index >= stage => Err("a stage comes before its use".to_owned()),
-        Source::Image(name) | Source::Template(name) if !prepare::is_reference(name) => {
-            Err("a reference has 1 to 512 bytes, no blanks and no control characters".to_owned())
-        }
-        Source::Capsule(id) if id.parse::<types::CapsuleId>().is_err() => {
-            Err("a capsule is named by its id, such as `cl-` and 25 characters".to_owned())
-        }
-        Source::Stage(_)
-        | Source::Image(_)
-        | Source::Template(_)
-        | Source::Capsule(_)
-        | Source::Scratch => Ok(()),
-    }
-}
-
-fn check_step(step: &Step, stage: usize, total: &mut usize) -> Result<(), String> {
-    let (mut count, mut problem) = (0, None);
-    step.action.texts(&mut |text| {
-        count += 1;
-        *total += text.len();
-        if text.contains('\0') {
-            problem = Some("a text holds a NUL".to_owned());
-        } else if text.len() > TEXT_MAX {
-            problem = Some(format!("a text has over {TEXT_MAX} bytes"));
-        }
-    });
-    if count > TEXTS_MAX {
-        return Err(format!("a step has at most {TEXTS_MAX} texts"));
-    }
-    if *total > TOTAL_MAX {
-        return Err(format!("all texts together have over {TOTAL_MAX} bytes"));
-    }
-    if let Some(problem) = problem {
-        return Err(problem);
-    }
-    let Action::Copy(copy) = &step.action else { return Ok(()) };
-    if let Some(from) = &copy.from {
-        check_source(from, stage)?;
-    }
-    match &copy.files {
-        Some(hash) if !is_hash(hash) => {
-            Err("`files` has 64 lower-case hexadecimal digits".to_owned())
-        }
-        Some(_) if copy.from.is_some() => Err("`files` and `from` exclude each other".to_owned()),
-        _ if copy.sources.is_empty() && copy.inline.is_empty() => {
-            Err("a copy has a source".to_owned())
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Reports whether a text has the form of a files' hash: 64 lower-case hexadecimal digits.
 #[must_use]
 pub fn is_hash(text: &str) -> bool {
@@ -569,89 +386,4 @@ pub fn is_hash(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn recipe(steps: Value) -> Result<Recipe, serde_json::Error> {
-        let source = json!({"image": "debian"});
-        serde_json::from_value(
-            json!({"dialect": "steps", "stages": [{"source": source, "steps": steps}]}),
-        )
-    }
-
-    #[test]
-    fn steps_round_trip_through_json() {
-        let steps = json!([
-            {"run": {"command": "make"}},
-            {"run": {"command": ["a", "b"], "user": "root", "mounts": [{"tmpfs": {"target": "/t"}}]}},
-            {"run": {"command": {"script": "#!/bin/x\n"}}, "line": 3},
-            {"copy": {"sources": ["a"], "dest": "/x/", "mode": "0644", "files": "0".repeat(64)}},
-            {"workdir": "/x"},
-            {"user": "1000:1000"},
-            {"env": {"A": "b", "B": ""}, "force": true},
-            {"arg": {"name": "X", "default": "y"}},
-            {"healthcheck": {}},
-        ]);
-        let read = recipe(steps.clone()).unwrap();
-        read.check().unwrap();
-        let mut written = serde_json::to_value(&read).unwrap();
-        assert_eq!(written["stages"][0]["steps"].take(), steps);
-        assert!(read.stages[0].steps[6].force);
-    }
-
-    #[test]
-    fn capsule_as_source_round_trips_and_needs_an_id() {
-        let of = |id: &str| -> Recipe {
-            serde_json::from_value(
-                json!({"dialect": "steps", "stages": [{"source": {"capsule": id}}]}),
-            )
-            .unwrap()
-        };
-        let id = types::CapsuleId::new().to_string();
-        let recipe = of(&id);
-        recipe.check().unwrap();
-        assert_eq!(recipe.stages[0].source, Source::Capsule(id.clone()));
-        let written = serde_json::to_value(&recipe).unwrap();
-        assert_eq!(written["stages"][0]["source"], json!({ "capsule": id }));
-        for bad in ["", "cl-1", "../x"] {
-            let error = of(bad).check().unwrap_err();
-            assert_eq!(error.place, "stages[0].source");
-        }
-    }
-
-    #[test]
-    fn unknown_or_doubled_action_is_refused() {
-        for (steps, word) in [
-            (json!([{"walk": {}}]), "walk"),
-            (json!([{"user": "a", "workdir": "/"}]), "exactly one"),
-            (json!([{}]), "exactly one"),
-            (json!([{"run": {"command": "x", "shel": []}}]), "shel"),
-            (json!([{"run": {}}]), "command"),
-            (json!([{"user": "a", "force": 1}]), "bool"),
-        ] {
-            let error = recipe(steps).unwrap_err().to_string();
-            assert!(error.contains(word), "{error}");
-        }
-    }
-
-    #[test]
-    fn recipe_beyond_a_limit_is_refused_with_its_place() {
-        let user = |text: &str| json!([{"user": text}]);
-        let copy = |copy: Value| json!([{"copy": copy}]);
-        for (steps, word) in [
-            (user("a\0"), "NUL"),
-            (user(&"a".repeat(TEXT_MAX + 1)), "bytes"),
-            (json!(vec![json!({"user": "a"}); STEPS_MAX + 1]), "1000 steps"),
-            (json!(vec![json!({"user": "a".repeat(TEXT_MAX)}); 33]), "together"),
-            (copy(json!({"dest": "/", "sources": ["a"], "files": "A".repeat(64)})), "hexadecimal"),
-            (copy(json!({"dest": "/", "sources": []})), "source"),
-            (copy(json!({"dest": "/", "sources": ["a"], "from": {"stage": 0}})), "before"),
-            (json!([{"expose": vec!["1"; TEXTS_MAX + 1]}]), "1000 texts"),
-        ] {
-            let error = recipe(steps).unwrap().check().unwrap_err();
-            assert!(error.message.contains(word), "{error}");
-            assert!(error.place.starts_with("stages"), "{error}");
-        }
-    }
-}
+mod tests;
