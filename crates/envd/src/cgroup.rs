@@ -200,7 +200,7 @@ fn limit(group: &Path) -> &Path {
     let _ = fs::write(group.join("memory.max"), (total - reserve).to_string());
     let _ = fs::write(group.join("cpu.weight"), "100");
     let _ = fs::write(group.join("pids.max"), (total / BYTES_PER_PROCESS).to_string());
-    let _ = fs::write(group.join("cgroup.subtree_control"), "+cpu");
+    let _ = fs::write(group.join("cgroup.subtree_control"), "+cpu +memory");
     group
 }
 

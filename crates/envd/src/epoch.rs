@@ -29,6 +29,13 @@ pub(crate) struct Epoch {
     fresh: bool,
 }
 
+impl Epoch {
+    /// Reports whether this guest is a copy of the frozen one.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+}
+
 /// Device that takes randomness.
 const RANDOM: &str = "/dev/urandom";
 

@@ -4,6 +4,7 @@
 use crate::budget::Budget;
 use crate::build::Build;
 use crate::cgroup::Cgroups;
+use crate::code_server::CodeServer;
 use crate::filesystem::watch::Watchers;
 use crate::identity::Ids;
 use crate::jobs::Jobs;
@@ -45,6 +46,8 @@ pub(crate) struct Guest {
     pub budget: Budget,
     pub ports: Ports,
     pub metadata: Arc<Metadata>,
+    /// The way to the code interpreter.
+    pub code: CodeServer,
     /// The root of a build's step. `None` in a capsule and on an ordinary machine.
     pub build: Option<Arc<Build>>,
     /// Folder with the helpers for start and ready commands, once it is made.
@@ -94,6 +97,7 @@ impl Guest {
             budget: Budget::default(),
             ports: Ports::new(port),
             metadata: Arc::default(),
+            code: CodeServer::default(),
             build,
             helpers: tokio::sync::Mutex::default(),
             settings: RwLock::new(settings),

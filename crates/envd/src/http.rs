@@ -11,10 +11,12 @@ mod ports;
 
 pub(crate) use listener::Server;
 
+use crate::code_server::supervise;
 use crate::console::console;
 use crate::epoch::{self, Epoch};
 use crate::error::{Error, Result};
 use crate::guest::Guest;
+use crate::metadata::About;
 use crate::peer::Peer;
 use crate::{auth, clock, helpers, jobs, metrics, profile, rpc, sys, users};
 use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
@@ -100,6 +102,8 @@ struct Init {
     #[serde(default, with = "time::serde::rfc3339::option")]
     timestamp: Option<time::OffsetDateTime>,
     epoch: Option<Epoch>,
+    /// The guest's facts about itself in the new epoch; `None` to ask the metadata service.
+    metadata: Option<About>,
 }
 
 /// Sets token, defaults, environment, host name and clock. Once a token is set, only callers that
@@ -116,15 +120,25 @@ async fn initialize(
         serde_json::from_slice(&body).map_err(|e| Error::invalid(format!("body: {e}")))?
     };
     check_caller(&guest, &headers, &init)?;
+    if init.epoch.as_ref().is_some_and(Epoch::is_fresh) {
+        // Clients of the guest that was copied are not this guest's. Their code goes on here.
+        guest.code.prepare(false).await;
+    }
     let adopting = Arc::clone(&guest);
     // In a guest, even these files may be replaced, or covered by a mount.
     let adopt = move || adopt(&adopting, init, host.address);
     let init = guest.jobs.host.run(jobs::LIMIT, adopt).await?;
     // Another caller may have set a token meanwhile.
     check_caller(&guest, &headers, &init)?;
+    if let Some(epoch) = &init.epoch {
+        guest.code.begin_epoch(epoch.is_fresh()).await;
+    }
     // A step of a build is no capsule that could ask for itself.
     if guest.in_guest && guest.build.is_none() && init.epoch.is_some() {
-        guest.metadata.ask(&guest.jobs.looks);
+        match init.metadata {
+            Some(about) => guest.metadata.tell(about, &guest.jobs.looks),
+            None => guest.metadata.ask(&guest.jobs.looks),
+        }
     }
     if let Some(path) = &init.template_path {
         show_path(&guest, path.clone()).await;
@@ -137,6 +151,7 @@ async fn initialize(
         settings.template_path = init.template_path.or(settings.template_path.take());
         settings.envs.extend(init.env_vars.unwrap_or_default());
     });
+    supervise::tell_settings(&guest);
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -218,6 +233,7 @@ async fn prepare(State(guest): State<Arc<Guest>>, body: axum::body::Bytes) -> Re
         let fail = |e: std::io::Error| Error::internal(format!("cannot run a first command: {e}"));
         guest.jobs.host.run(jobs::LIMIT, move || epoch::warm().map_err(fail)).await?;
     }
+    guest.code.prepare(prepare.warm).await;
     epoch::quiesce(&guest, prepare.freeze).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -68,7 +68,7 @@ fn prepare() -> anyhow::Result<Prepared> {
     raise_file_limit();
     if words.builds {
         network::configure()?;
-        limits::raise();
+        limits::set();
         return Ok(Prepared::Builder(disk));
     }
     mounts::runtime_file_systems()?;
@@ -76,7 +76,7 @@ fn prepare() -> anyhow::Result<Prepared> {
     network::configure()?;
     names::update(&disk, &network::servers());
     let ids = identity::show()?;
-    limits::raise();
+    limits::set();
     Ok(Prepared::Capsule(Box::new(Held { disk, ids: Some(ids), build: None })))
 }
 

@@ -1,7 +1,7 @@
 //! envd: the first process of a capsule and its agent.
 //!
 //! As PID 1 it brings the guest up (`init`), then serves. `envd --port N` serves on an ordinary
-//! machine. A single HTTP port carries everything: Connect RPC for processes and the file system,
+//! machine. `envd interpreter` serves the code interpreter, in a process of its own. A single HTTP port carries everything: Connect RPC for processes and the file system,
 //! and plain HTTP for contents, health and metrics. envd dials no server but the metadata service
 //! and, for the host, servers on the guest's loopback. Once `/init` has set a token, callers must
 //! present it.
@@ -13,6 +13,7 @@ mod budget;
 mod build;
 mod cgroup;
 mod clock;
+mod code_server;
 mod console;
 mod epoch;
 mod error;
@@ -54,6 +55,9 @@ fn main() -> anyhow::Result<()> {
         std::process::exit(code);
     }
     let mut args = std::env::args().skip(1);
+    if std::env::args().nth(1).as_deref() == Some("interpreter") {
+        return interpreter::main();
+    }
     match (args.next().as_deref(), args.next()) {
         (Some("--port"), Some(port)) => {
             serve(port.parse().context("--port must be a number")?, None)
@@ -72,6 +76,7 @@ fn serve(port: u16, held: Option<Held>) -> anyhow::Result<()> {
         .build()?;
     runtime.block_on(async move {
         let guest = Arc::new(Guest::new(held, port));
+        code_server::supervise::spawn(&guest);
         // On an ordinary machine, only that machine may reach envd.
         let address = if in_guest { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
         let listener = tokio::net::TcpListener::bind(SocketAddr::from((address, port)))

@@ -1,9 +1,10 @@
 //! The guest's facts about itself from the metadata service (MMDS version 2): its capsule and its
 //! template.
 //!
-//! Each epoch asks anew, since a restored guest may be another capsule. Every process gets the
-//! facts as variables, and files below `/run/wrenn` hold them. A process that starts before the
-//! answer waits for it, for a limited time.
+//! Each epoch begins with new facts, since a restored guest may be another capsule. The host tells
+//! them when it begins the epoch. Without them, as from a host of an earlier version, the service
+//! is asked. Every process gets the facts as variables, and files below `/run/wrenn` hold them. A
+//! process that starts before they are known waits for them, for a limited time.
 
 use crate::console::console;
 use crate::jobs::Pool;
@@ -17,6 +18,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -40,9 +42,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const ANSWER_MAX: usize = 64 * 1024;
 const FOLDER: &str = "/run/wrenn";
 
-/// Answer of the service.
+/// Facts as the host and the service tell them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
-struct About {
+pub(crate) struct About {
     #[serde(rename = "instanceID")]
     capsule: String,
     #[serde(rename = "envID")]
@@ -57,26 +59,57 @@ impl About {
 
 /// The guest's facts about itself.
 pub(crate) struct Metadata {
-    /// The facts, or `None` until the service has answered.
+    /// The facts, or `None` until they are known.
     known: watch::Sender<Option<Arc<About>>>,
-    asking: Mutex<Option<AbortHandle>>,
+    /// Task that learns the facts, or writes them to files.
+    learning: Mutex<Option<AbortHandle>>,
+    /// Number of times that the facts were dropped.
+    dropped: AtomicU64,
+    /// Lock of the thread that writes files.
+    writing: Mutex<()>,
 }
 
 impl Default for Metadata {
     /// Starts without facts and without a question under way.
     fn default() -> Self {
-        Self { known: watch::Sender::new(Some(Arc::default())), asking: Mutex::default() }
+        Self {
+            known: watch::Sender::new(Some(Arc::default())),
+            learning: Mutex::default(),
+            dropped: AtomicU64::new(0),
+            writing: Mutex::default(),
+        }
     }
 }
 
 impl Metadata {
     /// Drops the known facts and asks anew. A job of `looks` writes the answer to files.
     pub(crate) fn ask(self: &Arc<Self>, looks: &Pool) {
+        self.begin(learn(Arc::clone(self), looks.clone()));
+    }
+
+    /// Replaces the known facts by those that the host tells. A job of `looks` first writes them to
+    /// files.
+    pub(crate) fn tell(self: &Arc<Self>, about: About, looks: &Pool) {
+        self.begin(publish(Arc::clone(self), looks.clone(), about, Path::new(FOLDER)));
+    }
+
+    /// Drops the known facts, and runs `work` in place of earlier such work.
+    fn begin(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.known.send_replace(None);
-        let task = tokio::spawn(learn(Arc::clone(self), looks.clone()));
-        let mut asking = lock(&self.asking);
-        if let Some(earlier) = asking.replace(task.abort_handle()) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        let task = tokio::spawn(work);
+        if let Some(earlier) = lock(&self.learning).replace(task.abort_handle()) {
             earlier.abort();
+        }
+    }
+
+    /// Writes facts to files, unless they were dropped after the given number of drops. The thread
+    /// of an earlier epoch may come this far only in the next one.
+    fn write_since(&self, drops: u64, folder: &Path, about: &About) -> io::Result<()> {
+        let _turn = lock(&self.writing);
+        match self.dropped.load(Ordering::Relaxed) == drops {
+            true => write(folder, about),
+            false => Ok(()),
         }
     }
 
@@ -98,22 +131,26 @@ async fn learn(metadata: Arc<Metadata>, looks: Pool) {
     for _ in 0..TRIES {
         let asked = tokio::time::timeout(TRY, fetch()).await;
         if let Ok(Ok(about)) = asked {
-            let about = Arc::new(about);
-            let told = Arc::clone(&about);
-            let write = move || {
-                if let Err(error) = write(Path::new(FOLDER), &told) {
-                    console(&format!("envd: cannot write below {FOLDER}: {error}"));
-                }
-                Ok(())
-            };
-            // A mount over the folder may hang. It must not hold up a program.
-            let _ = looks.run(TRY, write).await;
-            metadata.known.send_replace(Some(about));
-            return;
+            return publish(metadata, looks, about, Path::new(FOLDER)).await;
         }
         tokio::time::sleep(PAUSE).await;
     }
     metadata.known.send_replace(Some(Arc::default()));
+}
+
+/// Writes the facts to files in a folder, then gives them to processes.
+async fn publish(metadata: Arc<Metadata>, looks: Pool, about: About, folder: &'static Path) {
+    let (about, drops) = (Arc::new(about), metadata.dropped.load(Ordering::Relaxed));
+    let (writer, told) = (Arc::clone(&metadata), Arc::clone(&about));
+    let write = move || {
+        if let Err(error) = writer.write_since(drops, folder, &told) {
+            console(&format!("envd: cannot write below {}: {error}", folder.display()));
+        }
+        Ok(())
+    };
+    // A mount over the folder may hang, and must not hold up a program.
+    let _ = looks.run(TRY, write).await;
+    metadata.known.send_replace(Some(about));
 }
 
 async fn fetch() -> anyhow::Result<About> {
@@ -173,6 +210,34 @@ mod tests {
         write(dir.path(), &about).unwrap();
         let read = std::fs::read_to_string(dir.path().join(".WRENN_SANDBOX_ID")).unwrap();
         assert_eq!(read, "cl-1");
+    }
+
+    #[tokio::test]
+    async fn late_write_of_an_earlier_epoch_replaces_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let metadata = Metadata::default();
+        let about = |capsule: &str| About { capsule: capsule.to_owned(), ..About::default() };
+        metadata.begin(std::future::pending());
+        metadata.write_since(1, dir.path(), &about("cl-2")).unwrap();
+        metadata.write_since(0, dir.path(), &about("cl-1")).unwrap();
+        let read = std::fs::read_to_string(dir.path().join(".WRENN_SANDBOX_ID")).unwrap();
+        assert_eq!(read, "cl-2");
+    }
+
+    #[tokio::test]
+    async fn facts_from_the_host_replace_a_question_under_way() {
+        let metadata = Arc::new(Metadata::default());
+        let looks = crate::jobs::Jobs::default().looks;
+        // This question gets no answer.
+        metadata.begin(std::future::pending());
+        // No file can be written below a file, which holds up nobody.
+        let nowhere = Path::new("/dev/null/wrenn");
+        for capsule in ["cl-1", "cl-2"] {
+            let about = About { capsule: capsule.to_owned(), template: String::new() };
+            metadata.begin(publish(Arc::clone(&metadata), looks.clone(), about, nowhere));
+            let vars = metadata.vars().await;
+            assert_eq!(vars, [("WRENN_SANDBOX_ID", capsule.to_owned())]);
+        }
     }
 
     #[tokio::test]

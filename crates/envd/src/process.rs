@@ -18,7 +18,7 @@
 //! Output goes to the program's `hub`. Later callers get the end, and the last output of processes
 //! that outlive the leader.
 
-mod child;
+pub(crate) mod child;
 mod endpoint;
 pub(crate) mod exit;
 pub(crate) mod hub;

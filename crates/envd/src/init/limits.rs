@@ -1,5 +1,6 @@
-//! Limits of the guest's kernel that `init` raises at boot, all of them for inotify. The kernel's
-//! own limits are for a small machine and refuse a watch of 8,192 folders.
+//! Settings of the guest's kernel that `init` makes at boot. The kernel's own limits of inotify are
+//! for a small machine and refuse a watch of 8,192 folders. The ports of envd and the code
+//! interpreter lie in the range of ports of outgoing connections, so they are reserved.
 
 use crate::console::console;
 
@@ -12,8 +13,11 @@ const INSTANCES: u64 = 1024;
 /// Events that the kernel keeps for a watcher until it reads them.
 const EVENTS: u64 = 65_536;
 
-/// Raises the limits of inotify. The console names a limit that could not be raised.
-pub(super) fn raise() {
+/// Ports that no outgoing connection may take.
+const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+
+/// Raises the limits of inotify and reserves ports. The console names a setting that failed.
+pub(super) fn set() {
     let info = rustix::system::sysinfo();
     let memory = info.totalram * u64::from(info.mem_unit);
     let figures = [
@@ -22,10 +26,15 @@ pub(super) fn raise() {
         ("max_queued_events", EVENTS),
     ];
     for (name, figure) in figures {
-        let path = format!("/proc/sys/fs/inotify/{name}");
-        if let Err(error) = std::fs::write(&path, figure.to_string()) {
-            console(&format!("envd: cannot write {path}: {error}"));
-        }
+        write(&format!("/proc/sys/fs/inotify/{name}"), &figure.to_string());
+    }
+    let ports = format!("{},{}", protocol::ENVD_PORT, protocol::INTERPRETER_PORT);
+    write(RESERVED, &ports);
+}
+
+fn write(path: &str, text: &str) {
+    if let Err(error) = std::fs::write(path, text) {
+        console(&format!("envd: cannot write {path}: {error}"));
     }
 }
 

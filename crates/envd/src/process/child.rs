@@ -14,25 +14,25 @@ use tokio::io::unix::AsyncFd;
 const LOOK: Duration = Duration::from_millis(50);
 
 /// A child that has not been reaped. Its pid belongs to no other process until then.
-pub(super) struct Child {
+pub(crate) struct Child {
     pid: Pid,
     /// Pidfd, readable once the child has ended. `None` if no descriptor was free.
     ended: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Child {
-    pub(super) fn new(pid: Pid) -> Self {
+    pub(crate) fn new(pid: Pid) -> Self {
         let ended = pidfd_open(pid, PidfdFlags::empty());
         let ended = ended.ok().and_then(|fd| sys::async_fd(fd).ok());
         Self { pid, ended }
     }
 
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid.as_raw_pid().cast_unsigned()
     }
 
     /// Waits for the child's end, and reaps it.
-    pub(super) async fn wait(&self) -> io::Result<ExitStatus> {
+    pub(crate) async fn wait(&self) -> io::Result<ExitStatus> {
         loop {
             let guard = match &self.ended {
                 Some(ended) => Some(ended.readable().await?),
