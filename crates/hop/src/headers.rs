@@ -17,7 +17,8 @@ const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 /// Returns the protocol that a request or an answer switches to.
 #[must_use]
 pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    let asked = listed(headers, &header::CONNECTION).any(|name| name == "upgrade");
+    let asked =
+        listed(headers, &header::CONNECTION).any(|name| name.eq_ignore_ascii_case("upgrade"));
     headers.get(header::UPGRADE).filter(|_| asked).cloned()
 }
 
@@ -44,7 +45,8 @@ pub fn strip(headers: &mut HeaderMap) {
         headers.remove(name);
     }
     if headers.contains_key(header::TE) {
-        let trailers = listed(headers, &header::TE).any(|coding| coding == "trailers");
+        let trailers =
+            listed(headers, &header::TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
         headers.remove(header::TE);
         if trailers {
             headers.insert(header::TE, TRAILERS);
@@ -73,10 +75,10 @@ pub fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(header::UPGRADE, protocol);
 }
 
-/// Yields the elements of a list header, in lower case.
-fn listed(headers: &HeaderMap, name: &HeaderName) -> impl Iterator<Item = String> {
+/// Yields the elements of a list header.
+fn listed<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(|part| part.trim().to_ascii_lowercase())
+    values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
 #[cfg(test)]

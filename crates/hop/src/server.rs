@@ -6,6 +6,7 @@
 
 use crate::activity::{Activity, Held, Over, Watch};
 use crate::body::Body;
+use crate::read_ahead::ReadAhead;
 use crate::shares::{Bounds, Full, Share, Shares};
 use crate::timed::Timed;
 use daemon::Tasks;
@@ -19,6 +20,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -79,6 +81,27 @@ pub trait Handler: Send + Sync + 'static {
     }
 }
 
+/// Answer to a request, once it is there.
+type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+
+/// Handler of any type. By this type, hyper's server is compiled once, in this crate. Otherwise
+/// each crate would compile it again for each of its handlers.
+trait AnyHandler: Send + Sync {
+    fn answer(self: Arc<Self>, request: Request<Body>, peer: SocketAddr) -> Answering;
+
+    fn standing_of(&self, peer: IpAddr) -> Standing;
+}
+
+impl<H: Handler> AnyHandler for H {
+    fn answer(self: Arc<Self>, request: Request<Body>, peer: SocketAddr) -> Answering {
+        Box::pin(async move { self.handle(request, peer).await })
+    }
+
+    fn standing_of(&self, peer: IpAddr) -> Standing {
+        self.standing(peer)
+    }
+}
+
 /// Limits of a listener's clients.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -132,7 +155,7 @@ pub type Tls = watch::Receiver<Arc<ServerConfig>>;
 
 /// Serves until the shutdown. Requests under way then get some time to end.
 pub fn serve<H: Handler>(listener: TcpListener, handler: H, limits: Limits, tasks: &Tasks) {
-    run(listener, None, handler, limits, tasks);
+    run(listener, None, Arc::new(handler), limits, tasks);
 }
 
 /// Serves over TLS, like [`serve`]. Each handshake uses the configuration that is current when it
@@ -144,7 +167,7 @@ pub fn serve_tls<H: Handler>(
     limits: Limits,
     tasks: &Tasks,
 ) {
-    run(listener, Some(tls), handler, limits, tasks);
+    run(listener, Some(tls), Arc::new(handler), limits, tasks);
 }
 
 /// Serves a connection that was accepted elsewhere, until the shutdown or its end.
@@ -159,21 +182,21 @@ pub async fn serve_stream<H: Handler>(
     connection(stream, peer, handler, &builder(limits), Box::new(()), tasks).await;
 }
 
-fn run<H: Handler>(
+fn run(
     listener: TcpListener,
     tls: Option<Tls>,
-    handler: H,
+    handler: Arc<dyn AnyHandler>,
     limits: Limits,
     tasks: &Tasks,
 ) {
-    let (handler, at) = (Arc::new(handler), tasks.clone());
+    let at = tasks.clone();
     let limiter = ConnectionLimiter { shares: Shares::default(), limits };
     let builder = Arc::new(builder(limits));
     tasks.spawn(async move {
         let accepting = async {
             loop {
                 let (stream, peer) = accept(&listener).await;
-                let standing = handler.standing(peer.ip());
+                let standing = handler.standing_of(peer.ip());
                 let share = match limiter.take(peer, standing) {
                     Ok(share) => share,
                     Err(full) => {
@@ -265,9 +288,9 @@ async fn secured(
     stream: TcpStream,
     peer: SocketAddr,
     tls: &Tls,
-) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
+) -> Option<tokio_rustls::server::TlsStream<ReadAhead<TcpStream>>> {
     let config = Arc::clone(&tls.borrow());
-    let handshake = TlsAcceptor::from(config).accept(stream);
+    let handshake = TlsAcceptor::from(config).accept(ReadAhead::new(stream));
     match tokio::time::timeout(HANDSHAKE, handshake).await {
         Ok(Ok(stream)) => Some(stream),
         Ok(Err(error)) => {
@@ -290,10 +313,10 @@ async fn secured(
 
 /// Serves a connection to its end. `share` lives as long as the connection, also after a switch of
 /// protocols.
-async fn connection<H: Handler>(
+async fn connection(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     peer: SocketAddr,
-    handler: Arc<H>,
+    handler: Arc<dyn AnyHandler>,
     builder: &Builder<TokioExecutor>,
     share: Held,
     stopping: Tasks,
@@ -312,7 +335,7 @@ async fn connection<H: Handler>(
         let (body, answered) = Body::taken(body, &head.headers, alone);
         let request = Request::from_parts(head, body);
         async move {
-            let mut answer = handler.handle(request, peer).await;
+            let mut answer = handler.answer(request, peer).await;
             if let Some(answered) = answered {
                 answered.set();
             }
