@@ -76,7 +76,7 @@ pub struct Event {
     pub team_id: String,
     /// Kind of the event.
     /// - `capsule.created`, `.running`, `.paused`, `.error`, `.missing`, `.destroyed`
-    /// - `template.build.ready`, `.failed`
+    /// - `template.build.started`, `.ready`, `.failed`, `.cancelled`
     /// - `template.snapshot.created`, `.deleted`
     /// - `host.up`, `.down`
     /// - `channel.test`

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 mod account;
+mod code;
 mod event;
 mod hosts;
 mod keep;
@@ -22,6 +23,10 @@ pub use account::{
     Activate, AuthUrl, ChangeMe, ChangePassword, ChangeUser, ConfirmPassword, DeleteMe, InviteUser,
     LogIn, LoggedIn, Me, Message, Providers, ResetPassword, Session, SessionList, SignUp, User,
     UserPage, UserToken,
+};
+pub use code::{
+    CodeCompletion, CodeContext, CodeContextList, CodeVariable, CodeVariableList, CompleteCode,
+    CreateCodeContext, RunCode,
 };
 pub use event::{
     AuditLog, AuditLogPage, ChangeChannel, Channel, ChannelList, DailyUsage, Delivery,
@@ -93,7 +98,7 @@ pub struct CreateCapsule {
     /// Ports that anyone may reach by their host names, at most 64.
     #[serde(default)]
     pub public_ports: Vec<u16>,
-    /// True if anyone may reach every port except envd's.
+    /// True if anyone may reach every port except envd's and the code interpreter's.
     #[serde(default)]
     pub public_traffic: bool,
     /// Value of the `Host` header that programs in the capsule receive. `${PORT}` stands for the
@@ -167,7 +172,7 @@ pub struct Capsule {
     /// Ports that anyone may reach.
     #[serde(default)]
     pub public_ports: Vec<i32>,
-    /// True if anyone may reach every port except envd's.
+    /// True if anyone may reach every port except envd's and the code interpreter's.
     #[serde(default)]
     pub public_traffic: bool,
     /// Token that admits clients to every port except envd's, in the header

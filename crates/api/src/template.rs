@@ -53,6 +53,9 @@ pub struct Template {
     pub isolation: String,
     /// True if every team may use the template.
     pub shared: bool,
+    /// True if every team finds the template by its name alone, without its team's name.
+    #[serde(default)]
+    pub common: bool,
     /// True if the template belongs to the caller's team.
     #[serde(default)]
     pub own: bool,
@@ -99,6 +102,11 @@ pub struct ChangeTemplate {
     /// and neither logs nor recipe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public: Option<bool>,
+    /// True if every team finds the template by its name alone, after its own templates and the
+    /// platform's. The template becomes public too. Only operators may set it, and only they may
+    /// build or change a common template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub common: Option<bool>,
 }
 
 /// Answer to `GET /v1/templates`.

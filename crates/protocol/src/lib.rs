@@ -22,6 +22,8 @@ pub use signature::{Operation, SignedFile};
 
 /// Port at which envd serves inside a guest.
 pub const ENVD_PORT: u16 = 49983;
+/// Port at which the code interpreter serves inside a guest.
+pub const INTERPRETER_PORT: u16 = 49999;
 /// Version of envd. SDKs enable features by it, and envd has every feature that this version
 /// enables. An agent restores no guest whose envd is newer than its own.
 pub const ENVD_VERSION: &str = "0.6.13";
@@ -38,3 +40,10 @@ pub const ARCHIVE: &str = "x-envd-archive";
 pub const KEEPALIVE_INTERVAL: &str = "keepalive-ping-interval";
 /// Message with which envd ends a program's stream, or its start, at the program's deadline.
 pub const DEADLINE_PASSED: &str = "the deadline passed";
+
+/// Reports whether a port is envd's or the code interpreter's. Whoever reaches such a port runs
+/// commands, so neither port is ever public.
+#[must_use]
+pub const fn is_agent_port(port: u16) -> bool {
+    matches!(port, ENVD_PORT | INTERPRETER_PORT)
+}

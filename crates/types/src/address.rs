@@ -1,6 +1,6 @@
 //! Addresses that a user's URL may lead to.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Reports whether an address is a public one of the internet. Pure.
 #[must_use]
@@ -9,6 +9,30 @@ pub fn is_public(ip: IpAddr) -> bool {
         IpAddr::V4(ip) => is_public_v4(ip),
         IpAddr::V6(ip) => is_public_v6(ip),
     }
+}
+
+/// A host name whose addresses are all special ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the host name has no public address")]
+pub struct NoPublicAddress;
+
+/// Keeps the public addresses of a host name.
+///
+/// # Errors
+/// Fails when none of them is public.
+pub fn only_public(
+    found: impl Iterator<Item = SocketAddr>,
+) -> Result<Vec<SocketAddr>, NoPublicAddress> {
+    let public: Vec<SocketAddr> = found.filter(|at| is_public(at.ip())).collect();
+    if public.is_empty() { Err(NoPublicAddress) } else { Ok(public) }
+}
+
+/// Reports whether the host of a parsed URL is an IP address that is not public. No resolver sees
+/// such a host, so it is checked by itself.
+#[must_use]
+pub fn is_private_literal(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    host.parse::<IpAddr>().is_ok_and(|ip| !is_public(ip))
 }
 
 fn is_public_v4(ip: Ipv4Addr) -> bool {
@@ -88,6 +112,25 @@ mod tests {
         }
         for public in ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "64:ff9b::101:101"] {
             assert!(is_public(public.parse().unwrap()), "{public}");
+        }
+    }
+
+    #[test]
+    fn only_the_public_addresses_of_a_name_are_kept() {
+        let keep = |all: &[&str]| only_public(all.iter().map(|at| at.parse().unwrap()));
+        let public = "1.1.1.1:443".parse().unwrap();
+        assert_eq!(keep(&["10.0.0.1:443", "1.1.1.1:443"]), Ok(vec![public]));
+        assert_eq!(keep(&["10.0.0.1:443", "[::1]:443"]), Err(NoPublicAddress));
+        assert_eq!(keep(&[]), Err(NoPublicAddress));
+    }
+
+    #[test]
+    fn private_literal_is_an_address_and_no_name() {
+        for private in ["127.0.0.1", "[::1]", "::1", "[::ffff:10.1.1.1]"] {
+            assert!(is_private_literal(private), "{private}");
+        }
+        for other in ["localhost", "1.1.1.1", "[2606:4700::1111]", ""] {
+            assert!(!is_private_literal(other), "{other}");
         }
     }
 }

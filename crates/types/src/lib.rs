@@ -14,7 +14,7 @@ pub mod resources;
 pub mod states;
 pub mod text_enum;
 
-pub use address::is_public;
+pub use address::{NoPublicAddress, is_private_literal, is_public, only_public};
 pub use capsule::{CapsuleState, OnTimeout};
 pub use client_network::ClientNetwork;
 pub use egress::Egress;
