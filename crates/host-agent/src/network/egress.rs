@@ -31,6 +31,8 @@ pub(crate) struct Guard {
     namespace: Namespace,
     plan: Plan,
     rules: Arc<Rules>,
+    /// True while the namespace is known to have the firewall rules of `rules`.
+    applied: AtomicBool,
     /// True once the name server and the filter serve, as tasks of the namespace.
     serving: AtomicBool,
 }
@@ -46,6 +48,7 @@ impl Guard {
             namespace: namespace.clone(),
             plan,
             rules: Arc::new(Rules::from(egress.clone())),
+            applied: AtomicBool::new(true),
             serving: AtomicBool::new(false),
         };
         if egress.has_names() {
@@ -54,16 +57,35 @@ impl Guard {
         Ok(guard)
     }
 
-    /// Replaces the rules. On return, the new rules are in force for open connections too.
+    /// Replaces the rules. On return, the new rules are in force for open connections too. Firewall
+    /// rules that the namespace has already are not applied again.
     pub(crate) async fn set(&self, egress: Egress) -> io::Result<()> {
         let text = self.plan.namespace_rules(&egress);
+        let same = text == self.plan.namespace_rules(&self.rules.now().egress);
         if egress.has_names() {
             self.serve().await?;
         }
         self.rules.replace(egress).await;
+        if same && self.applied.load(Ordering::Acquire) {
+            return Ok(());
+        }
         // Without names in the rules, filter and name server stay for the allowed connections they
         // carry.
-        self.namespace.run_async(move || sys::apply_nft(&text)).await
+        self.apply(text).await
+    }
+
+    /// Applies the rules in the namespace again. An agent that died may have written rules down
+    /// without applying them.
+    pub(crate) async fn reapply(&self) -> io::Result<()> {
+        let text = self.plan.namespace_rules(&self.rules.now().egress);
+        self.apply(text).await
+    }
+
+    async fn apply(&self, text: String) -> io::Result<()> {
+        self.applied.store(false, Ordering::Release);
+        self.namespace.run_async(move || sys::apply_nft(&text)).await?;
+        self.applied.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Starts the name server and the filter, unless they run.
@@ -95,5 +117,26 @@ impl Guard {
         filter::serve(way, filter);
         self.serving.store(true, Ordering::Release);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[tokio::test]
+    async fn rules_that_are_applied_already_are_not_applied_again() {
+        let plan = Plan::new("abcd", "198.18.0.0/28", &[]).unwrap();
+        let namespace = Namespace::new(File::open("/proc/self/ns/net").unwrap());
+        let guard = Guard::new(plan, &namespace, &Egress::default()).await.unwrap();
+        // Nothing can be applied in a closed namespace.
+        namespace.close().await;
+        guard.set(Egress { revision: 1, ..Egress::default() }).await.unwrap();
+        assert_eq!(guard.rules.now().egress.revision, 1);
+        let deny = Egress { deny: vec!["0.0.0.0/0".parse().unwrap()], ..Egress::default() };
+        assert!(guard.set(deny.clone()).await.is_err());
+        assert!(guard.set(deny).await.is_err(), "rules that failed count as applied");
+        assert!(guard.reapply().await.is_err());
     }
 }

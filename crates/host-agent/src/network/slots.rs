@@ -37,6 +37,12 @@ impl Slots {
     pub(crate) fn is_used(&self, slot: u32) -> bool {
         self.used.contains(&slot)
     }
+
+    /// Counts the numbers that are not in use.
+    pub(crate) fn free(&self) -> u32 {
+        let used = u32::try_from(self.used.len()).unwrap_or(u32::MAX);
+        self.count.saturating_sub(used)
+    }
 }
 
 #[cfg(test)]
@@ -53,7 +59,7 @@ mod tests {
                 match step {
                     None => match slots.take() {
                         Some(slot) => prop_assert!(slot < 16 && held.insert(slot)),
-                        None => prop_assert_eq!(held.len(), 16),
+                        None => prop_assert_eq!((held.len(), slots.free()), (16, 0)),
                     },
                     Some(slot) => {
                         slots.release(u32::from(slot % 16));
