@@ -12,7 +12,8 @@
 //!                      ▼ ▼                                          │ an earlier snapshot
 //!                Expired Dead ──────────────────────────────────────┘
 //!
-//!  any state ── destroy ──▶ Stopping ── teardown::remove ──▶ removed
+//!  any state ── destroy ──▶ Stopping ── teardown::kill ──▶ removed, with remains for a while
+//!  any state ── end of a builder ──▶ Stopping
 //! ```
 //! [`State`] has these states. A resume that fails restores the state before it. A new agent adopts
 //! a capsule as `Running`, `Paused`, `Expired` or `Dead`, or removes it.
@@ -21,14 +22,16 @@
 //! ```text
 //!  manager                                      facade for rpc.rs and proxy.rs
 //!  adopt  due  disk_pressure  upload  versions  start-up and watchers
-//!  upkeep
+//!  upkeep  remake  ready/refill
 //!  create  pause  resume  snapshots  destroy    operations, each under a capsule's lock
 //!  builder  expire  fetch  settings
 //!  capture  thaw  sizes  liveness               steps that operations share
+//!  ready/claim
 //!  host                                         parts that operations share
 //!  boot  settle  teardown                       a capsule's parts: made and removed
 //!  template_snapshot  store  start
 //!  registry  usage  changes                     states and locks; no I/O
+//!  background  ready
 //!  files                                        folders and their sizes
 //!  record  lifetime  stored_snapshot            values, with this file
 //! ```
@@ -39,8 +42,10 @@
 //! - `lifetime` decides when a capsule's time is over; `due` acts on it.
 //! - `disk_pressure` stops guests that would fill the disk.
 //! - `liveness` notices that a machine has ended.
+//! - `ready` has the machines that are made ahead of their creates.
 
 mod adopt;
+mod background;
 mod boot;
 pub(crate) mod builder;
 pub(crate) mod capture;
@@ -57,8 +62,10 @@ pub(crate) mod lifetime;
 mod liveness;
 pub(crate) mod manager;
 mod pause;
+mod ready;
 pub(crate) mod record;
 pub(crate) mod registry;
+mod remake;
 pub(crate) mod resume;
 mod settings;
 mod settle;

@@ -11,6 +11,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// Addresses of the capsules' links to the host, at least a /24.
     pub network: String,
+    /// Most networks that are made ahead of creates; 0 means none.
+    pub ready_networks: u32,
     /// Name servers of the guests.
     pub dns: Vec<std::net::IpAddr>,
     /// Driver that runs the machines.
@@ -19,6 +21,8 @@ pub struct Config {
     pub firecracker: FirecrackerChoice,
     /// Memory that capsules may have together, in MiB; 0 means four fifths of the machine's.
     pub memory_mib: u64,
+    /// Share of the capsules' memory for ready capsules, in percent; 0 means none.
+    pub ready_memory_percent: u8,
     /// Virtual CPUs that capsules may have together; 0 means 64 for each core.
     pub vcpus: u64,
     /// Disk that capsules may have together, in MiB; 0 means eight times the machine's.

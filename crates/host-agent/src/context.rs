@@ -80,10 +80,12 @@ impl AgentContext {
         let config = Config {
             dir: dir.to_owned(),
             network: String::new(),
+            ready_networks: 0,
             dns: Vec::new(),
             driver: crate::config::DriverChoice::Null { port: 1 },
             firecracker: crate::config::FirecrackerChoice::default(),
             memory_mib: 0,
+            ready_memory_percent: 0,
             vcpus: 0,
             disk_mib: 0,
             store: None,

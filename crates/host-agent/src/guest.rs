@@ -32,6 +32,8 @@ const CLOCK_WRONG: Duration = Duration::from_millis(500);
 const CLOCK_TRIES: u32 = 10;
 /// Time limit for a guest to write the data in its memory to its disk.
 const QUIESCE: Duration = Duration::from_secs(30);
+/// Time for the first runs in a guest that others begin from. A code interpreter makes contexts.
+const WARM: Duration = Duration::from_secs(150);
 /// Time after which a guest's agent counts as silent.
 const SILENT: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 10_000 });
 /// Delay before another request to a guest that took no connection.
@@ -116,6 +118,9 @@ pub(crate) struct Identity {
     pub workdir: Option<String>,
     /// Value of `PATH` that login shells get too; `None` leaves the image's.
     pub path: Option<String>,
+    /// The guest's facts about itself, as the metadata service tells them. Without them, envd asks
+    /// the service if there is one.
+    pub metadata: Option<serde_json::Value>,
     /// True for a new machine, false for the continuation of a saved one.
     pub fresh: bool,
 }
@@ -154,6 +159,12 @@ impl Guest {
         Self { pool, cut, tracker, counts, active, most, guard, refresher }
     }
 
+    /// Replaces the token that envd expects, for a guest that gets another identity. Connections to
+    /// the guest stay open.
+    pub(crate) fn set_token(&self, token: &str) {
+        self.pool.dialer().set_token(token.into());
+    }
+
     /// Lets requests in again.
     pub(crate) fn admit(&self) {
         self.tracker.reset();
@@ -164,14 +175,14 @@ impl Guest {
         self.active.count() > 0
     }
 
-    /// Takes permits for one more request. envd's port has permits of its own, so that a
-    /// capsule whose ports are flooded still obeys its owner.
+    /// Takes permits for one more request. The ports of envd and the code interpreter have permits
+    /// of their own, so that a capsule whose ports are flooded still obeys its owner.
     ///
     /// # Errors
     /// Fails when no permit is free, or when the guest takes no more requests.
     pub(crate) fn acquire(&self, port: u16, purpose: Purpose) -> Result<Permits, Refused> {
         let [envds, others] = &self.counts;
-        let of_port = if port == protocol::ENVD_PORT { envds } else { others };
+        let of_port = if protocol::is_agent_port(port) { envds } else { others };
         let is_active = purpose == Purpose::Use;
         Ok(Permits {
             _of_port: of_port.acquire(self.most)?,
@@ -304,6 +315,7 @@ impl Guest {
             "defaultWorkdir": identity.workdir,
             "templatePath": identity.path,
             "hostname": identity.hostname,
+            "metadata": identity.metadata,
             "epoch": epoch,
         });
         let token = identity.old_token.as_deref().unwrap_or(&identity.token);
@@ -358,7 +370,7 @@ impl Guest {
     /// # Errors
     /// Fails when envd cannot be reached, or refuses.
     pub(crate) async fn warm(&self, token: &str) -> io::Result<()> {
-        self.prepare(token, &serde_json::json!({ "warm": true })).await
+        self.prepare(token, &serde_json::json!({ "warm": true }), WARM).await
     }
 
     /// Asks the guest to write the data in its memory to its disk. With `freeze`, the guest writes
@@ -367,12 +379,17 @@ impl Guest {
     /// # Errors
     /// Fails when envd cannot be reached, or refuses.
     pub(crate) async fn quiesce(&self, token: &str, freeze: bool) -> io::Result<()> {
-        self.prepare(token, &serde_json::json!({ "freeze": freeze })).await
+        self.prepare(token, &serde_json::json!({ "freeze": freeze }), QUIESCE).await
     }
 
-    async fn prepare(&self, token: &str, how: &serde_json::Value) -> io::Result<()> {
+    async fn prepare(
+        &self,
+        token: &str,
+        how: &serde_json::Value,
+        limit: Duration,
+    ) -> io::Result<()> {
         let asked = self.post("/snapshot/prepare", token, how.to_string());
-        let told = tokio::time::timeout(QUIESCE, asked).await;
+        let told = tokio::time::timeout(limit, asked).await;
         told.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 

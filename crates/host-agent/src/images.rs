@@ -15,7 +15,7 @@ pub(crate) mod settings;
 #[cfg(test)]
 mod tests;
 
-pub use child::convert_and_exit;
+pub use child::run_conversion_child;
 pub use convert::Program;
 pub use error::Error;
 
@@ -150,6 +150,14 @@ impl ImageStore {
             turns: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Returns the operator's limits of one image.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let limits = &self.inner.registries.settings.limits;
+        let (bytes, packed_bytes) = (limits.unpacked_bytes, limits.image_bytes);
+        Limits { bytes, packed_bytes, ..Limits::default() }
     }
 
     /// Checks the settings of registries, and removes what earlier processes left half-made.

@@ -130,13 +130,14 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
     let lock = lock(&config.dir).await?;
     let tag = tag(&config.dir);
     // Removes the probe machine of an agent that died during its probe.
-    vmm::kill_named(&choose::name(&tag), &config.dir.join("probe")).await?;
+    let probe = config.dir.join("probe");
+    vmm::kill_named(&choose::name(&tag), &probe, &probe).await?;
     let driver = choose(&config, &tag, tasks).await?;
     let (mut networks, mut cgroups) = (None, None);
     if driver.boots_images() {
         anyhow::ensure!(rustix::process::getuid().is_root(), "run the host agent as root");
         let plan = Plan::new(&tag, &config.network, &config.dns)?;
-        let made = Networks::new(plan).await?;
+        let made = Networks::new(plan, config.ready_networks).await?;
         spawn_rule_refresh(&made, tasks);
         networks = Some(made);
         cgroups = Some(Arc::new(Cgroups::new(&tag)));
@@ -169,6 +170,8 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
         config,
         tasks: tasks.clone(),
     });
+    // The recorder comes first, since gauges that are set earlier would be lost.
+    let figures = Metrics::install();
     let manager = Manager::new(Arc::clone(&context), stored)
         .await
         .context("cannot find the capsules of an earlier agent")?;
@@ -180,7 +183,6 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
         builds: builds.clone(),
     });
     let service = service.register(connectrpc::Router::new()).into_axum_service();
-    let figures = Metrics::install();
     let rpc = axum::Router::new()
         .route("/metrics", axum::routing::get(async move || figures.render()))
         .merge(rpc::files::routes(builds))
@@ -254,8 +256,8 @@ fn spawn_image_removal(images: &ImageStore, tasks: &Tasks) {
 /// # Errors
 /// Fails with the part that cannot be removed.
 pub async fn clean(config: Config) -> anyhow::Result<()> {
-    let tag = tag(&config.dir);
-    vmm::kill_named(&choose::name(&tag), &config.dir.join("probe")).await?;
+    let (tag, probe) = (tag(&config.dir), config.dir.join("probe"));
+    vmm::kill_named(&choose::name(&tag), &probe, &probe).await?;
     let (mut networks, mut cgroups) = (None, None);
     if config.driver.boots_images() {
         networks = Some(Networks::for_removal(Plan::new(&tag, &config.network, &config.dns)?));

@@ -11,15 +11,18 @@ mod error;
 pub(crate) mod namespace;
 pub(crate) mod netns;
 pub(crate) mod plan;
+mod ready;
 mod slots;
 
 pub(crate) use error::Error;
 
+use crate::sys;
 use daemon::{blocking, lock};
 use egress::Guard;
 use error::io_error;
 use namespace::Namespace;
 use plan::Plan;
+use ready::ReadyNetworks;
 use slots::Slots;
 use std::collections::HashMap;
 use std::fs::File;
@@ -34,6 +37,8 @@ pub(crate) struct Networks {
     slots: Mutex<Slots>,
     /// Namespaces that this process has open, by their slots.
     open: Mutex<HashMap<u32, Namespace>>,
+    /// Networks that were made ahead of any capsule.
+    ready: ReadyNetworks,
 }
 
 /// Network of a single capsule. Dropping it keeps the network; [`Networks::teardown`] removes it.
@@ -45,10 +50,11 @@ pub(crate) struct Network {
 }
 
 impl Networks {
-    /// Prepares the host: checks the range and applies the host's own rules.
-    pub(crate) async fn new(plan: Plan) -> Result<Arc<Self>, Error> {
+    /// Prepares the host: checks the range and applies the host's own rules. At most `ready`
+    /// networks are made ahead, from [`Self::spawn_refill`] on.
+    pub(crate) async fn new(plan: Plan, ready: u32) -> Result<Arc<Self>, Error> {
         netns::check_clash(&plan).await?;
-        let this = Self::for_removal(plan);
+        let this = Self::with_ready(plan, ready);
         this.prepare_host().await?;
         Ok(this)
     }
@@ -61,16 +67,57 @@ impl Networks {
         blocking(prepare).await.map_err(io_error("cannot prepare the host's network"))
     }
 
-    /// Returns networks that can only be taken down. The host's own rules are not changed.
+    /// Returns networks of which none is made ahead. The host's own rules are not changed.
     pub(crate) fn for_removal(plan: Plan) -> Arc<Self> {
-        let slots = Mutex::new(Slots::new(plan.slots()));
-        Arc::new(Self { plan, slots, open: Mutex::default() })
+        Self::with_ready(plan, 0)
     }
 
-    /// Makes a capsule's network with the given rules for outgoing connections.
+    fn with_ready(plan: Plan, ready: u32) -> Arc<Self> {
+        let slots = Mutex::new(Slots::new(plan.slots()));
+        let ready = ReadyNetworks::new(ready, plan.slots());
+        Arc::new(Self { plan, slots, open: Mutex::default(), ready })
+    }
+
+    /// Returns a network with the given rules for outgoing connections: one that was made ahead, or
+    /// else a new one.
     pub(crate) async fn create(self: &Arc<Self>, egress: &Egress) -> Result<Network, Error> {
-        let full = self.plan.slots();
-        let slot = self.lock().take().ok_or(Error::Full(full))?;
+        if let Some(network) = self.ready.take() {
+            match self.furnish(network, egress).await {
+                Err(error) => tracing::warn!(?error, "cannot use a network that was made ahead"),
+                furnished => return furnished,
+            }
+        }
+        let Some(slot) = self.take_slot() else {
+            let last = self.ready.take_under_way().await;
+            return self.furnish(last.ok_or(Error::Full(self.plan.slots()))?, egress).await;
+        };
+        let made = self.make(slot, egress).await?;
+        count_taken("made");
+        Ok(made)
+    }
+
+    /// Applies a capsule's rules in a network that was made ahead. A network in which this fails is
+    /// removed.
+    async fn furnish(
+        self: &Arc<Self>,
+        network: Network,
+        egress: &Egress,
+    ) -> Result<Network, Error> {
+        // A network that is made ahead has the rules of a capsule without rules.
+        if !egress.is_open() {
+            let rules = self.plan.namespace_rules(egress);
+            let applied = network.namespace.run_async(move || sys::apply_nft(&rules)).await;
+            if let Err(error) = applied {
+                self.discard_whole(network).await;
+                return Err(io_error("cannot apply the capsule's network rules")(error));
+            }
+        }
+        count_taken("ready");
+        Ok(network)
+    }
+
+    /// Makes a network whose number was taken. A failure frees the number.
+    async fn make(self: &Arc<Self>, slot: u32, egress: &Egress) -> Result<Network, Error> {
         let (this, egress) = (Arc::clone(self), egress.clone());
         let make = move || netns::create(&this.plan, slot, &egress);
         let made = blocking(make).await;
@@ -86,8 +133,8 @@ impl Networks {
         }
     }
 
-    /// Returns the guard of a namespace. The guard enforces rules for host names, and applies all
-    /// rules when they change.
+    /// Returns the guard of a namespace in which the rules are applied. The guard enforces rules
+    /// for host names, and applies all rules when they change.
     pub(crate) async fn guard(
         self: &Arc<Self>,
         namespace: &Namespace,
@@ -97,11 +144,16 @@ impl Networks {
         guard.map(Arc::new).map_err(io_error("cannot apply the capsule's network rules"))
     }
 
+    /// Marks a number as used, since a record names it.
+    pub(crate) fn claim(&self, slot: u32) {
+        self.lock().claim(slot);
+    }
+
     /// Takes over the network of a running machine.
     pub(crate) fn adopt(&self, slot: u32) -> Result<Network, Error> {
         let namespace = File::open(self.plan.namespace(slot))
             .map_err(io_error("cannot open the network namespace of a running capsule"))?;
-        self.lock().claim(slot);
+        self.claim(slot);
         let namespace = self.opened(slot, namespace);
         Ok(Network { slot, namespace, tap: None })
     }
@@ -145,6 +197,12 @@ impl Networks {
     /// Frees the number of a network that was removed.
     pub(crate) fn release(&self, slot: u32) {
         self.lock().release(slot);
+        self.ready.wake();
+    }
+
+    /// Counts the networks that capsules can still get, made ahead or not.
+    pub(crate) fn free(&self) -> u32 {
+        self.lock().free() + self.ready.count()
     }
 
     /// Removes a network that no record names.
@@ -163,6 +221,13 @@ impl Networks {
         self.release(slot);
     }
 
+    /// Removes a network that no record names, with its open tap. The tap would hold the network.
+    async fn discard_whole(self: &Arc<Self>, network: Network) {
+        let slot = network.slot;
+        drop(network);
+        self.discard(slot).await;
+    }
+
     /// Removes the host's own rules; no capsule may be left.
     pub(crate) fn restore_host(&self) -> io::Result<()> {
         netns::restore_host(&self.plan)
@@ -171,7 +236,7 @@ impl Networks {
     /// Marks all namespaces of this agent as used, even orphans: those without a known capsule.
     pub(crate) fn reserve_orphans(&self) {
         for slot in netns::existing(&self.plan) {
-            self.lock().claim(slot);
+            self.claim(slot);
         }
     }
 
@@ -192,9 +257,25 @@ impl Networks {
         blocking(forget).await.map_err(io_error("cannot read the host's connections"))
     }
 
+    /// Reports whether a number is in use.
+    #[cfg(test)]
+    pub(crate) fn is_used(&self, slot: u32) -> bool {
+        self.lock().is_used(slot)
+    }
+
+    /// Takes a number for a network; `None` when all are in use.
+    fn take_slot(&self) -> Option<u32> {
+        self.lock().take()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Slots> {
         lock(&self.slots)
     }
+}
+
+/// Counts a network that a capsule got, by its origin: `ready` or `made`.
+fn count_taken(from: &'static str) {
+    metrics::counter!("wrenn_host_networks_taken_total", "from" => from).increment(1);
 }
 
 #[cfg(test)]
@@ -210,6 +291,6 @@ mod tests {
         let networks = Networks::for_removal(plan);
         let error = networks.create(&Egress::default()).await.err().unwrap();
         assert_eq!(error.to_string(), "cannot create the capsule's network");
-        assert!(!networks.lock().is_used(0));
+        assert!(!networks.is_used(0));
     }
 }

@@ -26,7 +26,9 @@
 //! Snapshots share layers by hard links, so removing a folder frees only data that no other
 //! snapshot needs. This module knows nothing of capsules, hosts or permissions.
 
+mod checked;
 mod damage;
+mod disk;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 pub(crate) mod images;
@@ -36,9 +38,11 @@ pub(crate) mod memory;
 
 pub(crate) use crate::config::System;
 pub(crate) use damage::{damaged, is_damage};
+pub(crate) use disk::DiskCopy;
 pub(crate) use manifest::{LayerRef, Layers, Manifest};
 
 use crate::storage::remove_all;
+use checked::Stamp;
 use damage::as_damage;
 use layer::Layer;
 use memory::Memory;
@@ -83,19 +87,11 @@ impl Snapshot {
         File::open(self.dir.join(STATE))
     }
 
-    /// Copies the disk to a file and opens it for a machine, unless `cancel` is cancelled before.
-    pub(crate) fn copy_disk(
-        &self,
-        to: &Path,
-        cancel: &CancellationToken,
-    ) -> io::Result<Option<File>> {
+    /// Begins to copy the disk to a file, for a machine; `None` for a machine without disks.
+    pub(crate) fn begin_disk(&self, to: &Path) -> io::Result<Option<DiskCopy>> {
         let Some(wanted) = &self.manifest.disk else { return Ok(None) };
         let from = File::open(self.dir.join(DISK)).map_err(as_damage)?;
-        let (file, hash) = crate::storage::copy_disk(&from, to, cancel)?;
-        if hash.to_hex().as_str() != wanted {
-            return Err(damaged("the disk differs from the written one"));
-        }
-        Ok(Some(file))
+        DiskCopy::new(crate::storage::BegunCopy::begin(from, to)?, wanted).map(Some)
     }
 
     /// Returns the bytes that the snapshot's disk takes on the host's disk.
@@ -170,7 +166,10 @@ impl Staging {
         let file = File::open(self.dir.join(DISK))?;
         crate::storage::link_below(dir, &self.dir)?;
         file.sync_all()?;
-        Ok(crate::storage::hash_disk(&file, &self.cancel)?.to_hex().to_string())
+        let stamp = Stamp::of(&file)?;
+        let hash = crate::storage::hash_disk(&file, &self.cancel)?;
+        stamp.note(hash);
+        Ok(hash.to_hex().to_string())
     }
 
     /// Copies the disk of a machine, which must stand still only until this returns.
@@ -178,7 +177,8 @@ impl Staging {
         let from = File::open(dir.join(DISK))?;
         crate::storage::link_below(dir, &self.dir)?;
         let to = self.dir.join(DISK);
-        let (_, hash) = crate::storage::copy_disk(&from, &to, &self.cancel)?;
+        let (copy, hash) = crate::storage::copy_disk(&from, &to, &self.cancel)?;
+        Stamp::of(&copy)?.note(hash);
         Ok(hash.to_hex().to_string())
     }
 

@@ -165,7 +165,7 @@ fn on_new_thread<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let thread = std::thread::Builder::new().name("netns".into()).spawn(work)?;
-    thread.join().unwrap_or_else(|_| Err(io::Error::other("the namespace thread panicked")))
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("a network thread panicked")))
 }
 
 /// Opens the tap `name` of the current namespace, with room for virtio's header.
@@ -221,6 +221,25 @@ pub(crate) fn apply_nft(ruleset: &str) -> io::Result<()> {
     static ONE: Mutex<()> = Mutex::new(());
     let _guard = lock(&ONE);
     let ruleset = CString::new(ruleset).map_err(io::Error::other)?;
+    on_new_thread(move || {
+        close_descriptors()?;
+        run_nft(&ruleset)
+    })
+}
+
+/// Gives this thread a table of descriptors of its own, with only standard input, output and error.
+/// libnftables waits by `select`, which ends the process for a descriptor of 1,024 or more.
+fn close_descriptors() -> io::Result<()> {
+    const FIRST: libc::c_uint = 3;
+    let (last, own) = (libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE);
+    // SAFETY: other threads keep their table. The caller's thread is new and owns no descriptor.
+    match unsafe { libc::syscall(libc::SYS_close_range, FIRST, last, own) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn run_nft(ruleset: &CStr) -> io::Result<()> {
     // SAFETY: this thread alone uses the context, and frees it once. The error buffer is copied
     // before that. The ruleset ends with NUL and outlives the call.
     unsafe {
@@ -338,11 +357,17 @@ pub(crate) fn is_there(pid: i32, started: u64) -> io::Result<bool> {
     Ok(word(&line, STARTED).is_some_and(|found| found.parse() == Ok(started)))
 }
 
-/// Returns the model of this machine's processor.
+/// Returns the model of this machine's processor. The model is read once, since the kernel may ask
+/// each processor for its speed at each read.
 pub(crate) fn cpu_model() -> String {
+    static MODEL: OnceLock<String> = OnceLock::new();
+    if let Some(model) = MODEL.get() {
+        return model.clone();
+    }
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    model.map(|(_, name)| name.trim().to_owned()).unwrap_or_default()
+    let model = model.map(|(_, name)| name.trim().to_owned()).unwrap_or_default();
+    if model.is_empty() { model } else { MODEL.get_or_init(|| model).clone() }
 }
 
 /// Returns the id of this boot of the machine. The id is read once. Otherwise a process without a
@@ -444,4 +469,29 @@ fn roots(own: &Path) -> Vec<(u64, u64)> {
 fn file_id(path: impl AsRef<Path>) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Resource, getrlimit, setrlimit};
+
+    #[test]
+    fn ruleset_is_applied_while_more_descriptors_are_open_than_select_can_take() {
+        if !rustix::process::getuid().is_root() {
+            return;
+        }
+        let limit = getrlimit(Resource::Nofile);
+        let wide = rustix::process::Rlimit { current: Some(2048), ..limit };
+        setrlimit(Resource::Nofile, wide).unwrap();
+        let open: Vec<File> = (0..1100).map(|_| File::open("/dev/null").unwrap()).collect();
+        in_new_namespace(|_| {
+            apply_nft("add table ip many\n")?;
+            let refused = apply_nft("add rule ip many inward accept\n").unwrap_err().to_string();
+            assert!(refused.contains("No such file"), "{refused}");
+            apply_nft("delete table ip many\n")
+        })
+        .unwrap();
+        assert!(open.iter().all(|file| rustix::fs::fstat(file).is_ok()), "a file was closed");
+    }
 }

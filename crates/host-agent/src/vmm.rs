@@ -57,7 +57,7 @@ impl Error {
 
 /// Resources of a new machine. They are open, so that the VMM needs no right to paths.
 pub(crate) struct Spec {
-    /// The capsule's id, by which the VMM is found among the processes of the host.
+    /// Name by which the VMM is found among the processes of the host: the capsule's id.
     pub name: String,
     pub resources: Resources,
     /// The capsule's folder, for sockets and logs.
@@ -168,6 +168,10 @@ pub(crate) trait Driver: Send + Sync {
     fn maps_paths(&self) -> bool {
         false
     }
+    /// Reports whether machines may be made ahead of their capsules, which renames their folders.
+    fn makes_ahead(&self) -> bool {
+        self.boots_images()
+    }
     /// Returns the most bytes that restoring a memory of `bytes` writes to the host's disk. `above`
     /// is true when the memory has pages above its image.
     fn most_restored(&self, _bytes: u64, _above: bool) -> u64 {
@@ -231,6 +235,19 @@ pub(crate) trait Machine: Send + Sync {
     /// Writes the devices' state of a frozen machine, which stays frozen, and returns its memory of
     /// `bytes`. Returns `None` for a driver whose machines have no memory to save.
     fn save(&self, state: File, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>>;
+    /// Returns another handle of the machine, after its capsule's folder became `dir`. From then on,
+    /// the guest reads `metadata` about itself. The caller drops the earlier handle.
+    ///
+    /// # Errors
+    /// Fails when the metadata cannot be replaced, and for a driver whose machines stay in place.
+    fn moved<'a>(
+        &'a self,
+        _dir: &'a Path,
+        _metadata: &'a Metadata,
+    ) -> BoxFuture<'a, Result<Arc<dyn Machine>, Error>> {
+        let error = Error::new("cannot move the machine", io::ErrorKind::Unsupported.into());
+        std::future::ready(Err(error)).boxed()
+    }
     /// Ends the machine and waits for its end; an ended machine is success.
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>>;
     /// Returns the last output of the VMM itself, for the log only. The output may name paths of
@@ -293,10 +310,10 @@ pub(crate) async fn kill_record(record: &VmmRecord) -> Result<(), Error> {
     done.map_err(|e| Error::new("cannot end the machine", e))
 }
 
-/// Kills every process that was started as the machine called `name` of a folder. Processes without
-/// a record are included.
-pub(crate) async fn kill_named(name: &str, dir: &Path) -> Result<(), Error> {
-    for pid in sys::processes_of(name, dir, &dir.join(OWN)) {
+/// Kills every process that was started as the machine called `name` in the folder `began`, whose
+/// path is `dir` today. Processes without a record are included.
+pub(crate) async fn kill_named(name: &str, began: &Path, dir: &Path) -> Result<(), Error> {
+    for pid in sys::processes_of(name, began, &dir.join(OWN)) {
         if let Some(record) = VmmRecord::of(pid, None) {
             kill_record(&record).await?;
         }

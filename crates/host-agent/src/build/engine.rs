@@ -459,7 +459,7 @@ impl Task<'_> {
         self.shared.guests.open(self.request.id, id).map_err(Failure::base)
     }
 
-    /// Runs the steps, and keeps the finished ones.
+    /// Runs the steps, keeps the finished ones, and ends the guest.
     async fn steps(&self, ready: &Ready, builder: Option<&dyn Builder>) -> Result<Stack, Failure> {
         let (request, log) = (self.request, &self.build.log);
         let dir = self.shared.folders.build(request.id);
@@ -474,9 +474,16 @@ impl Task<'_> {
         });
         let (done, unfinished) = (std::mem::take(&mut walk.done), walk.unfinished);
         let Some(builder) = builder else { return ran };
-        let Some(layer) = layer_of(request.id, done) else { return ran };
-        log.phase("layer");
-        match (self.keep(builder, layer, unfinished).await, ran) {
+        let kept = match layer_of(request.id, done) {
+            Some(layer) => {
+                log.phase("layer");
+                self.keep(builder, layer, unfinished).await
+            }
+            None => Ok(()),
+        };
+        // A guest that did not close its disk in time may be hostile, and nobody needs it any more.
+        builder.kill().await;
+        match (kept, ran) {
             (Ok(()), ran) => ran,
             (Err(error), Ok(_)) => {
                 Err(Failure::finalize(format!("cannot keep the disk of the build: {error}")))

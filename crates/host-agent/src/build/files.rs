@@ -1,10 +1,12 @@
 //! Archives of context files, as clients upload them. A team names each by a hash, which is a key of
-//! the client's choice. An archive appears by a rename, and leaves after some days without use.
+//! the client's choice. An archive appears by a rename. It leaves when the control plane asks, when
+//! its team needs the room, and after some days without use.
 
 use super::folders::{self, named, sync_parent};
 use futures::{Stream, StreamExt};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use types::TeamId;
@@ -48,6 +50,8 @@ pub(crate) struct Archive {
     pub hash: String,
     pub bytes: u64,
     used: SystemTime,
+    /// Set while a build has a link to the archive.
+    linked: bool,
 }
 
 impl Files {
@@ -117,17 +121,34 @@ impl Files {
         Ok(size)
     }
 
+    /// Removes an archive. An archive that is gone is success. A build that has linked it keeps its
+    /// link.
+    pub(crate) fn remove(&self, team: TeamId, hash: &str) -> io::Result<()> {
+        match fs::remove_file(self.path(team, hash)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+
     /// Removes a team's archives that were not used for the longest time, until one more fits.
+    /// Archives that builds have linked stay, since their removal frees nothing. The control plane makes the
+    /// room before, so this is the bound if its list is not complete.
     fn make_room(&self, team: TeamId, hash: &str, size: u64) -> Result<(), Error> {
         let mut here = self.of_team(team);
         here.retain(|archive| archive.hash != hash);
         here.sort_by_key(|archive| archive.used);
+        let linked: u64 = here.iter().filter(|archive| archive.linked).map(|a| a.bytes).sum();
+        if linked + size > TEAM_MAX {
+            let (used, most) = (linked >> 20, TEAM_MAX >> 20);
+            let why = format!("builds use {used} of {most} MiB of the team's files");
+            return Err(Error::NoRoom(why));
+        }
         let mut total: u64 = here.iter().map(|archive| archive.bytes).sum();
-        for archive in here {
+        for archive in here.iter().filter(|archive| !archive.linked) {
             if total + size <= TEAM_MAX {
                 break;
             }
-            fs::remove_file(self.path(team, &archive.hash))?;
+            self.remove(team, &archive.hash)?;
             total -= archive.bytes;
         }
         Ok(())
@@ -146,7 +167,8 @@ impl Files {
             let hash = path.file_name()?.to_str()?.to_owned();
             let found = path.metadata().ok()?;
             let used = found.modified().ok()?;
-            Some(Archive { team, hash, bytes: found.len(), used })
+            let linked = found.nlink() > 1;
+            Some(Archive { team, hash, bytes: found.len(), used, linked })
         });
         archives.collect()
     }
@@ -156,7 +178,7 @@ impl Files {
         let is_old =
             |archive: &Archive| now.duration_since(archive.used).is_ok_and(|idle| idle > UNUSED);
         for archive in self.list().into_iter().filter(is_old) {
-            if let Err(error) = fs::remove_file(self.path(archive.team, &archive.hash)) {
+            if let Err(error) = self.remove(archive.team, &archive.hash) {
                 tracing::warn!(%error, "cannot remove an unused archive");
             }
         }
@@ -218,9 +240,19 @@ mod tests {
             file.set_len(4 << 30).unwrap();
             file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(n.into())).unwrap();
         }
+        let left = || {
+            let mut left: Vec<String> = files.list().into_iter().map(|one| one.hash).collect();
+            left.sort_unstable();
+            left
+        };
+        // A build has a link to the oldest archive.
+        fs::hard_link(files.path(team(), &hash(1)), dir.path().join("link")).unwrap();
         files.make_room(team(), &hash(4), 1).unwrap();
-        let left: Vec<String> = files.list().into_iter().map(|archive| archive.hash).collect();
-        assert_eq!(left, [hash(2), hash(3)]);
+        assert_eq!(left(), [hash(1), hash(3)]);
+        let refused = files.make_room(team(), &hash(4), 8 << 30);
+        assert!(matches!(refused, Err(Error::NoRoom(_))), "{refused:?}");
+        assert_eq!(left(), [hash(1), hash(3)]);
+        files.remove(team(), &hash(2)).unwrap();
         files.expire(SystemTime::now());
         assert!(files.list().is_empty());
     }

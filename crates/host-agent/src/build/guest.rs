@@ -34,6 +34,8 @@ const LOOK: Duration = Duration::from_millis(10);
 const LOOK_MAX: Duration = Duration::from_secs(2);
 /// Time limit of routes that answer at once.
 const CALL: Duration = Duration::from_secs(60);
+/// Longest wait for the end of a machine that is killed.
+const KILL: Duration = Duration::from_secs(1);
 /// Most tries to set up a root.
 const TRIES: u32 = 5;
 /// Most bytes of an answer.
@@ -117,6 +119,7 @@ impl HostBuilder {
             user: None,
             workdir: None,
             path,
+            metadata: None,
             fresh: false,
         };
         let mut tries = 0;
@@ -346,6 +349,18 @@ impl Builder for HostBuilder {
 
     fn close<'a>(&'a self, remove: Option<u32>, to: &'a Path) -> BoxFuture<'a, io::Result<()>> {
         self.end(remove, to).boxed()
+    }
+
+    fn kill(&self) -> BoxFuture<'_, ()> {
+        async move {
+            let killed = tokio::time::timeout(KILL, self.manager.end_builder(self.capsule));
+            // The platform removes the capsule too, and a slow end goes on by itself.
+            if let Ok(Err(error)) = killed.await {
+                let error = crate::capsule::chain(&error);
+                tracing::debug!(id = %self.capsule, error, "cannot end a builder's machine");
+            }
+        }
+        .boxed()
     }
 }
 

@@ -11,11 +11,12 @@ use crate::capsule::create::VersionRef;
 use crate::capsule::manager::Manager;
 use crate::capsule::{Error, chain};
 use crate::context::AgentContext;
-use crate::images::{self, ImageRequest, KeptImage, Limits};
+use crate::images::{self, ImageRequest, KeptImage};
 use crate::storage;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use recipe::spec::ImageRecord;
+use recipe::steps::ARCHIVE;
 use registry::{Login, Reference};
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -59,7 +60,7 @@ impl HostImages {
             ImageSource::Archive { hash, path } => {
                 let path = path.to_owned();
                 let source = images::ImageSource::Archive { path, name: None };
-                (format!("oci-archive:{hash}"), source)
+                (format!("{ARCHIVE}{hash}"), source)
             }
             ImageSource::Reference(name) => {
                 let reference: Reference =
@@ -69,7 +70,7 @@ impl HostImages {
             }
         };
         let team = options.team.to_string();
-        let (pull, limits) = (options.pull, Limits::default());
+        let (pull, limits) = (options.pull, self.context.container_images.limits());
         let request = ImageRequest { source, pull, team, limits };
         let tell = |step: images::Progress| progress(text(&name, &step));
         let kept = self.context.container_images.prepare(request, tell, &options.cancel).await;

@@ -230,4 +230,7 @@ pub(crate) trait Builder: Send + Sync {
     /// Ends every program, removes the folder of a step that did not finish, closes the disk, ends
     /// the machine, and moves the disk to `to`.
     fn close<'a>(&'a self, remove: Option<u32>, to: &'a Path) -> BoxFuture<'a, io::Result<()>>;
+
+    /// Ends the machine at once, with whatever it does. A machine that has ended stays so.
+    fn kill(&self) -> BoxFuture<'_, ()>;
 }

@@ -16,6 +16,7 @@ use protocol::lower::{DRIVES_MAX, Folders};
 use recipe::resolve::{Prepared, Work};
 use recipe::spec::{BaseRecord, ImageRecord};
 use recipe::start::Commands;
+use recipe::steps::{self, ARCHIVE};
 use recipe::{Base, BuildSpec, Config, Dialect, Plan, Source};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -28,8 +29,6 @@ use types::{BuildId, CapsuleId};
 
 /// Longest time without a line while an image is pulled.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// Beginning of the reference of an image in an uploaded archive.
-const ARCHIVE: &str = "oci-archive:";
 
 /// A base with its files on this host.
 #[derive(Debug, Clone, Default)]
@@ -170,8 +169,7 @@ fn check_bytes(shared: &Shared, request: &BeginRequest) -> Result<(), Failure> {
 fn sources(request: &BeginRequest) -> Vec<Source> {
     let mut all: Vec<Source> = Vec::new();
     for stage in &request.spec.recipe.stages {
-        let copies = stage.steps.iter().filter_map(|step| step.action.as_copy()?.from.as_ref());
-        for source in std::iter::once(&stage.source).chain(copies) {
+        for source in stage.sources() {
             if !matches!(source, Source::Stage(_)) && !all.contains(source) {
                 all.push(source.clone());
             }
@@ -233,7 +231,7 @@ async fn image(
     let source = match name.strip_prefix(ARCHIVE) {
         Some(hash) => {
             path = shared.files.path(request.team, hash);
-            if !recipe::steps::is_hash(hash) || !path.exists() {
+            if !steps::is_hash(hash) || !path.exists() {
                 return Err(format!("image '{name}' not found: no such file was uploaded"));
             }
             ImageSource::Archive { hash, path: &path }

@@ -15,6 +15,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use recipe::resolve::{CopyWork, Program, RunWork};
 use recipe::spec::ImageRecord;
+use recipe::steps::ARCHIVE;
 use recipe::{Config, Dialect};
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -55,7 +56,7 @@ impl StubImages {
                 ));
             }
             ImageSource::Reference(name) => name.to_owned(),
-            ImageSource::Archive { hash, .. } => format!("oci-archive:{hash}"),
+            ImageSource::Archive { hash, .. } => format!("{ARCHIVE}{hash}"),
             ImageSource::Scratch => "scratch".to_owned(),
         };
         let digest = hex::encode(&Sha256::digest(&name));
@@ -212,5 +213,9 @@ impl Builder for StubBuilder {
 
     fn close<'a>(&'a self, _remove: Option<u32>, to: &'a Path) -> BoxFuture<'a, io::Result<()>> {
         done(fs::write(to, DISK))
+    }
+
+    fn kill(&self) -> BoxFuture<'_, ()> {
+        done(())
     }
 }

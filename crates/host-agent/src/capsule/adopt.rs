@@ -16,7 +16,9 @@ use super::host::Host;
 use super::record::{CapsuleRecord, Phase};
 use super::registry::{Capsule, Running};
 use super::settle::settle;
-use super::{Error, State, chain, files, liveness, teardown};
+use super::{Error, State, chain, files, io_error, liveness, teardown};
+use crate::network::egress::Guard;
+use crate::network::namespace::Namespace;
 use crate::room::Level;
 use crate::snapshot;
 use crate::vmm::{Found, Machine};
@@ -69,6 +71,11 @@ pub(super) async fn adopt_all(host: &Host) -> Result<(), Error> {
 
 async fn adopt(host: &Host, id: CapsuleId, mut record: CapsuleRecord) -> Result<(), Error> {
     let context = &host.context;
+    // A network of this number belongs to this capsule as long as the record names the number. The
+    // capsule's later removal would take the network of another one.
+    if let (Some(networks), Some(slot)) = (&context.networks, record.slot) {
+        networks.claim(slot);
+    }
     let dir = files::folder(context, id);
     let newest = files::newest(&snapshot::sweep(&files::snapshots_dir(&dir)));
     let state = match record.phase {
@@ -117,7 +124,7 @@ async fn find_running(host: &Host, record: &CapsuleRecord) -> Option<Adopted> {
         (Some(networks), Some(slot)) => Some(networks.adopt(slot).ok()?),
         _ => None,
     };
-    let name = record.id.to_string();
+    let name = record.name();
     let machine: Arc<dyn Machine> = Arc::from(host.context.driver.adopt(Found {
         record: record.machine.as_ref()?,
         name: &name,
@@ -127,7 +134,7 @@ async fn find_running(host: &Host, record: &CapsuleRecord) -> Option<Adopted> {
         metadata: parts::metadata(record),
     })?);
     let namespace = network.map(|network| network.namespace);
-    let guarded = parts::guard(&host.context, namespace.as_ref(), &record.egress).await;
+    let guarded = guard(host, namespace.as_ref(), record).await;
     // Without a guard, the capsule's rules for host names let nothing through.
     let warn = |error: &Error| {
         tracing::error!(
@@ -144,4 +151,56 @@ async fn find_running(host: &Host, record: &CapsuleRecord) -> Option<Adopted> {
     let life = record.life.clone();
     let ready = Ready { running: Running { machine, guest }, stages: Vec::new(), kind: None, life };
     Some(Adopted { ready, waits })
+}
+
+/// Returns the guard of a running machine's network, with the rules of the record in force. The
+/// earlier agent may have written them down without applying them.
+async fn guard(
+    host: &Host,
+    namespace: Option<&Namespace>,
+    record: &CapsuleRecord,
+) -> Result<Option<Arc<Guard>>, Error> {
+    let guard = parts::guard(&host.context, namespace, &record.egress).await?;
+    if let Some(guard) = &guard {
+        let applied = guard.reapply().await;
+        applied.map_err(io_error("cannot apply the capsule's network rules"))?;
+    }
+    Ok(guard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capsule::destroy::{destroy, wait_gone};
+    use crate::context::AgentContext;
+    use crate::network::Networks;
+    use crate::network::plan::Plan;
+    use crate::vmm::null::NullDriver;
+    use std::fs;
+
+    #[tokio::test]
+    async fn network_number_of_dead_capsule_stays_taken_until_the_capsule_is_removed() {
+        let [dir, namespaces] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        // An absolute path in place of an agent's tag puts the namespaces in this folder. There is
+        // none, as after a crash between the removals of network and folder.
+        let tag = namespaces.path().to_str().unwrap();
+        let networks = Networks::for_removal(Plan::new(tag, "198.18.0.0/30", &[]).unwrap());
+        let context = AgentContext {
+            networks: Some(Arc::clone(&networks)),
+            ..AgentContext::for_tests(dir.path(), Box::new(NullDriver { port: 1 }))
+        };
+        let id = CapsuleId::new();
+        let record =
+            CapsuleRecord { phase: Phase::Running, slot: Some(1), ..CapsuleRecord::new(id) };
+        let folder = files::folder(&context, id);
+        fs::create_dir_all(&folder).unwrap();
+        record.save(&folder).unwrap();
+        let host = Host::new(Arc::new(context), None);
+        adopt_all(&host).await.unwrap();
+        assert!(matches!(host.registry.state(id), Some(State::Dead(_))));
+        assert!(networks.is_used(1), "the removal would take the network of another capsule");
+        destroy(&host, id, None).await.unwrap();
+        wait_gone(&host, id).await.unwrap();
+        assert!(!networks.is_used(1) && !folder.exists());
+    }
 }

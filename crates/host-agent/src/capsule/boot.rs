@@ -3,14 +3,18 @@
 //! machine.
 //!
 //! ```text
-//!            prepare            launch              initialize
-//!  record ────────────▶ Prepared ─────▶ Launched ────────────▶ Ready
-//!            disk ∥ network      machine          guest answers, has its identity
+//!           prepare            launch           initialize             complete
+//!  record ───────────▶ Prepared ──────▶ Launched ─────────▶ Initialized ────────▶ Ready
+//!          disk ∥ network      machine   ▲  guest answers,    │    record: Running
+//!            └─ copy and check of a      │  has its identity  │
+//!               saved disk ──────────────┼─────────┘          ▼
+//!                                        └─── take_over ── made ahead of its capsule
 //! ```
 //! A phase owns the handles of its parts, and a step that fails drops them with its phase. So no
 //! handle holds the network when the caller calls `teardown`, which goes by the record alone. The
 //! record names each part before a failure is returned, and says `Running` only for [`Ready`].
 
+mod disk;
 pub(super) mod parts;
 
 use super::lifetime::{Lifetime, now_ms};
@@ -18,8 +22,8 @@ use super::record::{CapsuleRecord, Phase};
 use super::registry::{Running, StartKind};
 use super::start::Commands;
 use super::template_snapshot::PendingTemplateSnapshot;
-use super::{Error, files, io_error};
-use crate::builders::{BuilderDisks, StartLog};
+use super::{Error, files, io_error, until};
+use crate::builders::{BuilderDisks, NoLog, StartLog};
 use crate::context::AgentContext;
 use crate::guest::{Guest, Identity};
 use crate::network::Network;
@@ -27,6 +31,7 @@ use crate::placeholder;
 use crate::snapshot::{Layers, Snapshot};
 use crate::version::Version;
 use crate::vmm::{Disks, Machine, Spec};
+use disk::{PendingDisk, ready_and_checked};
 use parts::ClaimedSave;
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -35,12 +40,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
-use types::hex;
+use types::{Egress, hex};
 
 /// Time limit for a guest that boots to answer. An emulated guest on a busy machine takes a while.
 const READY: Duration = Duration::from_secs(90);
 /// Time limit for a restored guest to answer. It answered before it was saved and does not boot.
 const READY_AGAIN: Duration = Duration::from_secs(60);
+/// Time limit for a ready guest to answer. A create whose ready guest is silent can still make
+/// another machine.
+const READY_TAKEN: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 15 });
 /// Time that a version's commands may take beside the time within which it must become ready.
 const COMMANDS_BESIDE: Duration = Duration::from_secs(60);
 
@@ -56,12 +64,14 @@ pub(super) enum Origin {
     Resume(Snapshot),
     /// A whole saved machine, for another capsule to begin from.
     Fork(Snapshot),
+    /// A machine that was made ahead. Its envd expects this token.
+    Ready(String),
 }
 
 impl Origin {
     fn snapshot(&self) -> Option<&Snapshot> {
         match self {
-            Self::Image(_) | Self::Builder(_) => None,
+            Self::Image(_) | Self::Builder(_) | Self::Ready(_) => None,
             Self::Disk(snapshot) | Self::Resume(snapshot) | Self::Fork(snapshot) => Some(snapshot),
         }
     }
@@ -70,7 +80,8 @@ impl Origin {
     fn kind(&self) -> StartKind {
         match self {
             Self::Image(_) | Self::Builder(_) | Self::Disk(_) => StartKind::Booted,
-            Self::Fork(_) => StartKind::Forked,
+            // A ready machine has the memory of a template snapshot.
+            Self::Fork(_) | Self::Ready(_) => StartKind::Forked,
             Self::Resume(_) => StartKind::Resumed,
         }
     }
@@ -79,8 +90,23 @@ impl Origin {
     fn builder(&self) -> Option<&BuilderDisks> {
         match self {
             Self::Builder(disks) => Some(disks),
-            Self::Image(_) | Self::Disk(_) | Self::Resume(_) | Self::Fork(_) => None,
+            Self::Image(_) | Self::Disk(_) | Self::Resume(_) | Self::Fork(_) | Self::Ready(_) => {
+                None
+            }
         }
+    }
+
+    /// Returns the token that envd of a machine that stood still expects.
+    fn token(&self) -> Option<String> {
+        if let Self::Ready(token) = self {
+            return Some(token.clone());
+        }
+        self.snapshot()?.manifest.envd_token.clone()
+    }
+
+    /// Reports whether envd answered before the machine stood still.
+    fn has_answered(&self) -> bool {
+        matches!(self, Self::Ready(_)) || self.layers().is_some()
     }
 
     /// Reports whether a capsule begins from its template, with or without a template snapshot. No
@@ -90,14 +116,14 @@ impl Origin {
             Self::Image(_) => true,
             // Only a template snapshot belongs to no team.
             Self::Fork(snapshot) => snapshot.manifest.team.is_none(),
-            Self::Builder(_) | Self::Disk(_) | Self::Resume(_) => false,
+            Self::Builder(_) | Self::Disk(_) | Self::Resume(_) | Self::Ready(_) => false,
         }
     }
 
     /// Returns the layers of the saved memory; none when a kernel is booted.
     fn layers(&self) -> Option<Layers> {
         match self {
-            Self::Image(_) | Self::Builder(_) | Self::Disk(_) => None,
+            Self::Image(_) | Self::Builder(_) | Self::Disk(_) | Self::Ready(_) => None,
             Self::Resume(snapshot) => snapshot.manifest.memory.clone(),
             Self::Fork(snapshot) => {
                 let all = snapshot.manifest.memory.clone()?.all;
@@ -135,8 +161,8 @@ struct Laps {
 }
 
 impl Laps {
-    fn start() -> Self {
-        Self { stages: Vec::new(), since: Instant::now() }
+    fn start(since: Instant) -> Self {
+        Self { stages: Vec::new(), since }
     }
 
     /// Notes the end of a phase.
@@ -150,6 +176,7 @@ impl Laps {
 struct Prepared<'a> {
     boot: Boot<'a>,
     disks: Option<Disks>,
+    pending: Option<PendingDisk>,
     saved: Option<ClaimedSave>,
     network: Option<Network>,
 }
@@ -159,8 +186,18 @@ struct Launched<'a> {
     boot: Boot<'a>,
     machine: Arc<dyn Machine>,
     guest: Guest,
+    pending: Option<PendingDisk>,
     /// True for a restored machine, which stands still.
     restored: bool,
+}
+
+/// A capsule whose guest has its identity. The record on the disk does not say so yet.
+struct Initialized<'a> {
+    record: &'a mut CapsuleRecord,
+    running: Running,
+    kind: StartKind,
+    dir: PathBuf,
+    laps: Laps,
 }
 
 /// A capsule whose guest answers.
@@ -181,16 +218,77 @@ pub(super) async fn boot(
     cancel: &CancellationToken,
     log: Log<'_>,
 ) -> Result<Ready, Error> {
-    let dir = files::folder(context, record.id);
-    let boot = Boot { context, record, origin, cancel, log, dir, laps: Laps::start() };
-    boot.prepare().await?.launch().await?.initialize().await
+    let boot = Boot::new(context, record, origin, cancel, log);
+    boot.prepare().await?.launch().await?.initialize().await?.complete().await
+}
+
+/// Makes a machine from a template snapshot, ahead of the capsule that will have it. The guest gets
+/// the record's token. The record stays `Starting`, so that the next agent removes the machine.
+pub(super) async fn boot_ahead(
+    context: &AgentContext,
+    record: &mut CapsuleRecord,
+    snapshot: Snapshot,
+    cancel: &CancellationToken,
+) -> Result<Running, Error> {
+    let boot = Boot::new(context, record, Origin::Fork(snapshot), cancel, &NoLog);
+    let initialized = boot.prepare().await?.launch().await?.initialize().await?;
+    Ok(initialized.running)
+}
+
+/// Gives a machine that was made ahead to the capsule of `record`, whose folder it already has. Its
+/// envd expects `token`. The stage `claimed` began at `since`.
+pub(super) async fn take_over(
+    context: &AgentContext,
+    record: &mut CapsuleRecord,
+    Running { machine, guest }: Running,
+    token: String,
+    since: Instant,
+    cancel: &CancellationToken,
+) -> Result<Ready, Error> {
+    let mut boot = Boot::new(context, record, Origin::Ready(token), cancel, &NoLog);
+    boot.laps = Laps::start(since);
+    boot.laps.end("claimed");
+    Launched { boot, machine, guest, pending: None, restored: true }
+        .initialize()
+        .await?
+        .complete()
+        .await
 }
 
 impl<'a> Boot<'a> {
+    fn new(
+        context: &'a AgentContext,
+        record: &'a mut CapsuleRecord,
+        origin: Origin,
+        cancel: &'a CancellationToken,
+        log: Log<'a>,
+    ) -> Self {
+        let (dir, laps) = (files::folder(context, record.id), Laps::start(Instant::now()));
+        Self { context, record, origin, cancel, log, dir, laps }
+    }
+
+    /// Returns the version whose commands run before the guest has its identity. The machine is
+    /// saved after them, for capsules with any settings.
+    fn started_version(&self) -> Option<&Version> {
+        let from_image = matches!(self.origin, Origin::Image(_));
+        let version = self.record.version.as_ref().filter(|_| from_image)?;
+        (version.has_commands() && !version.start_each).then_some(version)
+    }
+
+    /// Returns the rules for outgoing connections until the guest has its identity. Commands that
+    /// run before have the rules of a build.
+    fn first_egress(&self) -> Egress {
+        match self.started_version() {
+            Some(_) => Egress::default(),
+            None => self.record.egress.clone(),
+        }
+    }
+
     /// Writes the record, then makes the disk and opens the saved memory, beside the network.
     async fn prepare(mut self) -> Result<Prepared<'a>, Error> {
+        let egress = self.first_egress();
         let (context, record) = (self.context, &mut *self.record);
-        files::save(record, &self.dir)?;
+        files::store(record, &self.dir).await?;
         daemon::failpoint("boot.begun").map_err(io_error("a failpoint failed"))?;
         let (source, layers) = (self.origin.snapshot(), self.origin.layers());
         record.base_layers = layers.clone().unwrap_or_default();
@@ -200,50 +298,42 @@ impl<'a> Boot<'a> {
             }
             _ => (context.config.system(), placeholder::COUNT),
         };
-        // Both run side by side. Both end before a failure of either is returned, so no part is
+        // All run side by side. All end before a failure of any is returned, so no part is
         // forgotten.
-        let preparing = async {
-            let disks = match context.driver.boots_images() {
-                true => {
-                    let builder = self.origin.builder();
-                    let made =
-                        parts::disks(context, record, &self.dir, source, builder, self.cancel);
-                    Some(made.await?)
-                }
-                false => None,
-            };
-            let saved = match (source, &layers) {
-                (Some(snapshot), Some(layers)) => {
-                    Some(parts::saved(context, &record.team, snapshot, layers, &self.dir).await?)
-                }
-                _ => None,
-            };
-            Ok::<_, Error>((disks, saved))
+        let written: &CapsuleRecord = record;
+        let disks = async {
+            if !context.driver.boots_images() {
+                return Ok((None, None));
+            }
+            let builder = self.origin.builder();
+            let made = parts::disks(context, written, &self.dir, source, builder, self.cancel);
+            let (disks, pending) = made.await?;
+            Ok::<_, Error>((Some(disks), pending))
         };
-        let (prepared, wired) = tokio::join!(preparing, parts::wire(context, &record.egress));
-        let network = wired?;
+        let saved = async {
+            let (Some(snapshot), Some(layers)) = (source, &layers) else { return Ok(None) };
+            let saved = parts::saved(context, &written.team, snapshot, layers, &self.dir);
+            saved.await.map(Some)
+        };
+        let network = parts::wire(context, &egress, written, &self.dir);
+        let (disks, saved, network) = tokio::join!(disks, saved, network);
+        let network = network?;
         record.slot = network.as_ref().map(|network| network.slot);
-        // The record is written before a failure is returned, since the undoing goes by the record.
-        if let Err(error) = files::save(record, &self.dir) {
-            // An open tap would hold the network.
-            drop(network);
-            parts::unwire(context, record, &self.dir).await;
-            return Err(error);
-        }
-        let (disks, saved) = prepared?;
+        let (disks, pending) = disks?;
+        let saved = saved?;
         daemon::failpoint("boot.wired").map_err(io_error("a failpoint failed"))?;
         self.laps.end("prepared");
-        Ok(Prepared { boot: self, disks, saved, network })
+        Ok(Prepared { boot: self, disks, pending, saved, network })
     }
 }
 
 impl<'a> Prepared<'a> {
     /// Restores or boots the machine.
     async fn launch(self) -> Result<Launched<'a>, Error> {
-        let Self { mut boot, disks, saved, network } = self;
+        let Self { mut boot, disks, mut pending, saved, network } = self;
         let context = boot.context;
         let (tap, namespace) = network.map_or((None, None), |n| (n.tap, Some(n.namespace)));
-        let guard = parts::guard(context, namespace.as_ref(), &boot.record.egress).await?;
+        let guard = parts::guard(context, namespace.as_ref(), &boot.first_egress()).await?;
         let at = namespace.clone();
         let spec = parts::spec(context, boot.record, boot.dir.clone())?;
         let spec = Spec { disks, tap, namespace: at, ..spec };
@@ -253,43 +343,87 @@ impl<'a> Prepared<'a> {
             Some(ClaimedSave { saved, claim: _claim }) => {
                 context.driver.restore(spec, saved).await?
             }
-            None => context.driver.boot(spec).await?,
+            None => {
+                // A kernel that boots reads its disk at once.
+                if let Some(pending) = &mut pending {
+                    pending.check().await?;
+                }
+                context.driver.boot(spec).await?
+            }
         });
         boot.record.machine = Some(machine.record());
-        files::save(boot.record, &boot.dir)?;
-        daemon::failpoint("boot.machine").map_err(io_error("a failpoint failed"))?;
         boot.laps.end(if restored { "restored" } else { "booted" });
         let route = parts::route(&*machine, namespace)?;
         let guest = parts::guest(context, boot.record, route).guarded(guard);
-        Ok(Launched { boot, machine, guest, restored })
+        Ok(Launched { boot, machine, guest, pending, restored })
     }
 }
 
-impl Launched<'_> {
-    /// Lets the guest run, and waits until it answers and has its identity.
-    async fn initialize(self) -> Result<Ready, Error> {
-        let Self { boot, machine, guest, restored } = self;
-        let Boot { context, record, origin, cancel, log, dir, mut laps } = boot;
+impl<'a> Launched<'a> {
+    /// Lets the guest run, and waits until it answers and has its identity. The record names the
+    /// machine before any failure is returned.
+    async fn initialize(self) -> Result<Initialized<'a>, Error> {
+        let Self { boot, machine, guest, mut pending, restored } = self;
+        let Boot { context, record, origin, cancel, log, dir, laps } = boot;
         let mut identity = parts::identity(context, record);
-        if let (true, Some(snapshot)) = (restored, origin.snapshot()) {
-            identity.old_token.clone_from(&snapshot.manifest.envd_token);
-            machine.thaw().await?;
+        if restored {
+            identity.old_token = origin.token();
         }
         identity.fresh = !matches!(origin, Origin::Resume(_));
-        let kind = Some(origin.kind());
+        let kind = origin.kind();
+        // The record of a machine that was made ahead names it already.
+        let is_named = matches!(origin, Origin::Ready(_));
+        let named: &CapsuleRecord = record;
+        let noting = async {
+            if is_named {
+                return Ok(());
+            }
+            files::note(named, &dir).await?;
+            daemon::failpoint("boot.machine").map_err(io_error("a failpoint failed"))
+        };
         let answering =
-            Answering { context, record, machine: &machine, guest: &guest, dir: &dir, log };
-        tokio::select! {
-            ready = Box::pin(answering.wait_ready(identity, origin)) => ready?,
-            () = cancel.cancelled() => return Err(Error::Stopping),
-        }
+            Answering { context, record: named, machine: &machine, guest: &guest, dir: &dir, log };
+        let beginning = async {
+            if let Some(pending) = &mut pending {
+                pending.fill().await?;
+            }
+            let begun = Box::pin(answering.begin_life(restored, identity, origin));
+            ready_and_checked(begun, pending).await
+        };
+        beside(noting, async { until(cancel, Box::pin(beginning)).await? }).await?;
+        Ok(Initialized { record, running: Running { machine, guest }, kind, dir, laps })
+    }
+}
+
+impl Initialized<'_> {
+    /// Writes down that the capsule runs.
+    async fn complete(self) -> Result<Ready, Error> {
+        let Self { record, running, kind, dir, mut laps } = self;
         record.phase = Phase::Running;
         record.life.begin(now_ms());
-        files::save(record, &dir)?;
+        files::store(record, &dir).await?;
         daemon::failpoint("boot.ready").map_err(io_error("a failpoint failed"))?;
         laps.end("ready");
-        let running = Running { machine, guest };
-        Ok(Ready { running, stages: laps.stages, kind, life: record.life.clone() })
+        Ok(Ready { running, stages: laps.stages, kind: Some(kind), life: record.life.clone() })
+    }
+}
+
+/// Waits for some work, and for a step beside it that is never left unfinished. A failure of the
+/// step ends the work, and precedes a failure of the work.
+async fn beside(
+    step: impl Future<Output = Result<(), Error>>,
+    work: impl Future<Output = Result<(), Error>>,
+) -> Result<(), Error> {
+    tokio::pin!(step, work);
+    tokio::select! {
+        done = &mut step => {
+            done?;
+            work.await
+        }
+        done = &mut work => {
+            step.await?;
+            done
+        }
     }
 }
 
@@ -304,13 +438,34 @@ struct Answering<'a> {
 }
 
 impl Answering<'_> {
+    /// Lets a restored machine run, and waits for the guest as [`Self::wait_ready`] does. The
+    /// connection to the guest is opened meanwhile.
+    async fn begin_life(
+        &self,
+        restored: bool,
+        identity: Identity,
+        origin: Origin,
+    ) -> Result<(), Error> {
+        let ready = self.wait_ready(identity, origin);
+        if !restored {
+            return ready.await;
+        }
+        let thaw = async { self.machine.thaw().await.map_err(Error::from) };
+        tokio::try_join!(thaw, ready).map(drop)
+    }
+
     /// Waits until the guest answers and has its identity. Requests may be let in only after that.
     /// Commands of a version run before the machine is saved, or after, and have limits of their
     /// own.
     async fn wait_ready(&self, mut identity: Identity, origin: Origin) -> Result<(), Error> {
-        // A restored guest answered before it was saved.
-        let answers = self.context.driver.boots_images() && origin.layers().is_some();
-        let limit = if answers { READY_AGAIN } else { READY };
+        let answers = self.context.driver.boots_images() && origin.has_answered();
+        let limit = if matches!(origin, Origin::Ready(_)) {
+            READY_TAKEN
+        } else if answers {
+            READY_AGAIN
+        } else {
+            READY
+        };
         let version = self.record.version.as_ref().filter(|version| version.has_commands());
         let version = version.filter(|_| origin.is_template());
         let begins_from_image = matches!(origin, Origin::Image(_));
@@ -335,6 +490,9 @@ impl Answering<'_> {
                 let token = token.filter(|_| saved.is_some());
                 pending.capture(self.context, self.machine, self.guest, self.dir, token).await;
             }
+            if saved.is_some() {
+                self.set_egress().await?;
+            }
             self.begin(answers, &identity).await
         };
         Box::pin(self.within(limit, begin)).await?;
@@ -342,6 +500,13 @@ impl Answering<'_> {
             Some(version) => self.run_commands(version, &identity.token, &self.record.envs).await,
             None => Ok(()),
         }
+    }
+
+    /// Puts the capsule's own rules for outgoing connections in force, for open ones too.
+    async fn set_egress(&self) -> Result<(), Error> {
+        let Some(guard) = self.guest.guard() else { return Ok(()) };
+        let set = guard.set(self.record.egress.clone()).await;
+        set.map_err(io_error("cannot apply the capsule's network rules"))
     }
 
     /// Gives the guest an identity. A guest that `answers` is first taken to answer at once.

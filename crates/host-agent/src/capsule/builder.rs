@@ -4,7 +4,7 @@
 //! reads only its superblock and never mounts it.
 //!
 //! ```text
-//!  builder  ─▶ end its machine ─▶ check ─▶ RENAME out of the folder ─▶ (removal of the capsule)
+//!  builder  ─▶ Stopping ─▶ end its machine ─▶ check ─▶ RENAME out of the folder ─▶ (removal)
 //!  running  ─▶ claim ─▶ freeze file system, machine ─▶ copy ─▶ thaw ─▶ check
 //!  paused   ─▶ claim ─▶ copy the last own snapshot's disk ─────────────▶ check
 //! ```
@@ -12,8 +12,8 @@
 use super::capture::{self, PauseMode};
 use super::host::Host;
 use super::record::CapsuleRecord;
-use super::registry::Running;
-use super::registry::transitions::{SnapshotSource, SnapshotStart};
+use super::registry::transitions::{SnapshotSource, SnapshotStart, Stop};
+use super::registry::{CapsuleLock, Running};
 use super::snapshots::resume_after_snapshot;
 use super::{Error, files, io_error, snapshot_error, thaw, unless_cancelled, until};
 use crate::storage;
@@ -38,7 +38,8 @@ pub(crate) struct CopiedDisks {
 }
 
 /// Ends a builder's machine, and moves its disk to `disk.ext4` in its build's folder. Returns that
-/// path. A disk that was moved before is success. The capsule is then to be removed.
+/// path. A disk that was moved before is success. The host lists the capsule as being removed from
+/// then on, since it ended on purpose. The platform removes it after the build.
 ///
 /// # Errors
 /// [`Error::Unsaved`] when the guest has not written all of its data to the disk.
@@ -53,10 +54,7 @@ async fn take_under_lock(host: &Host, id: CapsuleId) -> Result<PathBuf, Error> {
     let record = files::record(&host.context, id)?;
     let no_builder = || Error::Invalid("the capsule runs no steps of a build".to_owned());
     let build = record.builds.ok_or_else(no_builder)?;
-    if let Some(Running { machine, guest }) = host.registry.machine(id)? {
-        guest.close();
-        machine.kill().await?;
-    }
+    end_machine(host, id, &lock).await?;
     let from = files::folder(&host.context, id).join(storage::DISK);
     let folder = host.context.config.builds().join(build.to_string());
     let to = folder.join(storage::DISK);
@@ -73,6 +71,33 @@ async fn take_under_lock(host: &Host, id: CapsuleId) -> Result<PathBuf, Error> {
     };
     blocking(moving).await.map_err(unsaved("cannot take the builder's disk"))?;
     Ok(path)
+}
+
+/// Ends a builder's machine at once, with whatever it does. A machine that has ended is success. The
+/// capsule is then to be removed.
+pub(super) async fn end(host: &Host, id: CapsuleId) -> Result<(), Error> {
+    if host.registry.machine(id)?.is_none() {
+        return Ok(());
+    }
+    let this = host.clone();
+    let work = async move {
+        let lock = this.registry.capsule_lock(id)?;
+        let _guard = lock.lock().await;
+        end_machine(&this, id, &lock).await
+    };
+    host.detached(work).await
+}
+
+/// Marks a builder as being removed, and ends its machine. The caller holds `lock`.
+async fn end_machine(host: &Host, id: CapsuleId, lock: &CapsuleLock) -> Result<(), Error> {
+    match host.registry.stop(id, lock, None)? {
+        Stop::Gone => Err(Error::unknown(id)),
+        Stop::Stopping(None) => Ok(()),
+        Stop::Stopping(Some(Running { machine, guest })) => {
+            guest.close();
+            machine.kill().await.map_err(Error::from)
+        }
+    }
 }
 
 /// Checks a disk that no machine uses, and makes it read-only for everyone, durably.

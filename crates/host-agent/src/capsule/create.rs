@@ -1,12 +1,16 @@
 //! The creation of a capsule, from a template or from a snapshot, or as the builder of a build.
 //!
 //! ```text
-//!  fetch what is missing ─▶ admit (memory, disk) ─▶ folder ─▶ boot ─▶ run
-//!                                                      └────────┴─▶ remove all parts and the entry
+//!  admit (memory, disk) ─▶ fetch what is missing ─▶ folder ─┬─▶ boot ──────────────────┬─▶ run
+//!                            │                        │      └─▶ claim a ready capsule ─┘
+//!                            └────────────────────────┴─────────┴─▶ remove all parts and the entry
 //! ```
+//! The host lists the capsule from its admission on. The platform takes a create that no host lists
+//! for lost, so every wait comes after the admission.
 
 use super::boot::{self, Origin, Ready};
 use super::host::Host;
+use super::ready::claim;
 use super::record::CapsuleRecord;
 use super::registry::{Admission, Started};
 use super::template_snapshot::{self, TemplateSnapshot};
@@ -51,12 +55,6 @@ pub(super) async fn create(
     from: Source,
 ) -> Result<Started, Error> {
     record.resources.check().map_err(|e| Error::Invalid(e.to_string()))?;
-    match &from {
-        Source { snapshot: Some(id), .. } => fetch::snapshot(host, &record.team, *id).await?,
-        Source { version: Some(version), .. } => fetch::version_for(host, &record, version).await?,
-        Source { build: Some(_), .. } => {}
-        _ => fetch::template(host, &record.template).await?,
-    }
     let this = host.clone();
     host.detached(async move { Box::pin(create_under_lock(&this, record, from)).await }).await
 }
@@ -67,20 +65,16 @@ async fn create_under_lock(
     from: Source,
 ) -> Result<Started, Error> {
     let id = record.id;
+    let _creating = host.ready.begin_create();
     record.builds = from.builder();
-    let Admission { lock, cancel } = host.registry.admit(&record, |own| {
-        check_template(host, &record, &from)?;
-        host.check_room(own, u64::from(record.resources.memory_mib))
-    })?;
+    let memory_mib = u64::from(record.resources.memory_mib);
+    let has_room = |own| host.check_room(own, memory_mib);
+    let Admission { lock, cancel } = host.registry.admit(&record, has_room)?;
     let _guard = lock.lock().await;
     if let Some(started) = host.registry.begin_create(id)? {
         return Ok(started);
     }
-    let booted = match fs::create_dir_all(files::folder(&host.context, id)) {
-        Ok(()) => boot(host, &mut record, &from, &cancel).await,
-        Err(e) => Err(io_error("cannot create the capsule's folder")(e)),
-    };
-    match booted {
+    match make(host, &mut record, &from, &cancel).await {
         Ok(ready) => {
             for stage in &ready.stages {
                 metrics::histogram!("wrenn_boot_stage_seconds", "stage" => stage.name)
@@ -90,9 +84,9 @@ async fn create_under_lock(
             host.registry.started(id)
         }
         Err(error) => {
-            metrics::counter!("wrenn_boots_failed_total").increment(1);
+            host.make_way(&error);
             if let Err(undo) = teardown::remove(&host.context, id).await {
-                tracing::error!(%id, error = %chain(&undo), "cannot undo a failed boot");
+                tracing::error!(%id, error = %chain(&undo), "cannot undo a failed create");
             }
             host.registry.remove(id);
             Err(error)
@@ -100,8 +94,33 @@ async fn create_under_lock(
     }
 }
 
-/// Checks that this host has the disks of a capsule's template.
-fn check_template(host: &Host, record: &CapsuleRecord, from: &Source) -> Result<(), Error> {
+/// Fetches the capsule's origin, and makes the capsule's folder and machine.
+async fn make(
+    host: &Host,
+    record: &mut CapsuleRecord,
+    from: &Source,
+    cancel: &CancellationToken,
+) -> Result<Ready, Error> {
+    until(cancel, Box::pin(fetch_origin(host, record, from))).await??;
+    check_origin(host, record, from)?;
+    let folder = fs::create_dir_all(files::folder(&host.context, record.id));
+    folder.map_err(io_error("cannot create the capsule's folder"))?;
+    let booted = Box::pin(boot(host, record, from, cancel)).await;
+    booted.inspect_err(|_| metrics::counter!("wrenn_boots_failed_total").increment(1))
+}
+
+/// Fetches the snapshot, version or template of a capsule from the store, if this host lacks it.
+async fn fetch_origin(host: &Host, record: &CapsuleRecord, from: &Source) -> Result<(), Error> {
+    match from {
+        Source { snapshot: Some(id), .. } => fetch::snapshot(host, &record.team, *id).await,
+        Source { version: Some(version), .. } => fetch::version(host, version).await,
+        Source { build: Some(_), .. } => Ok(()),
+        _ => fetch::template(host, &record.template).await,
+    }
+}
+
+/// Checks that this host has the disks of a capsule's origin.
+fn check_origin(host: &Host, record: &CapsuleRecord, from: &Source) -> Result<(), Error> {
     let context = &host.context;
     let has = match from {
         // A snapshot has links to all disks below it.
@@ -121,8 +140,8 @@ fn builder_disks(host: &Host, build: BuildId) -> Result<BuilderDisks, Error> {
     host.context.builders.disks(build).ok_or_else(unknown)
 }
 
-/// Makes a machine from a snapshot or from the template. The template snapshot is restored if
-/// there is one; otherwise a kernel boots.
+/// Makes a machine from a snapshot or from the template, or takes a ready one. The template's
+/// snapshot is restored if there is one; otherwise a kernel boots.
 async fn boot(
     host: &Host,
     record: &mut CapsuleRecord,
@@ -153,6 +172,12 @@ async fn boot(
             if is_gone { none() } else { io_error("cannot read the template's version")(error) }
         });
         record.version = Some(found?);
+    }
+    // A build waits for the output of its version's commands.
+    if from.build.is_none()
+        && let Some(ready) = Box::pin(claim::claim(host, record, cancel)).await?
+    {
+        return Ok(ready);
     }
     if !context.driver.boots_images() {
         return boot::boot(context, record, Origin::Image(None), cancel, log).await;

@@ -6,15 +6,16 @@
 //! ```
 
 use super::create::VersionRef;
-use super::destroy::destroy;
+use super::destroy::{destroy, wait_gone};
 use super::host::Host;
 use super::record::CapsuleRecord;
-use super::store::{PLATFORM, place, template_path};
+use super::store::{PLATFORM, Stored, place, template_path};
 use super::stored_snapshot::StoredSnapshot;
-use super::{Error, files, snapshot_error, teardown};
+use super::{Error, files, snapshot_error, teardown, until};
 use crate::{snapshot, version};
 use daemon::blocking;
 use std::fs::{self, File};
+use tokio_util::sync::CancellationToken;
 use types::{CapsuleId, SnapshotId};
 
 /// The command that resumes a capsule, as far as copies of the capsule are concerned.
@@ -27,7 +28,8 @@ pub(crate) struct Placed {
     pub since: u64,
 }
 
-/// Fetches a capsule that was paused on another host, and lists it as paused on this host.
+/// Fetches a capsule that was paused on another host, and lists it as paused on this host. The
+/// fetch goes on when its caller leaves. So a capsule whose row names this host is not lost.
 pub(super) async fn capsule(
     host: &Host,
     team: &str,
@@ -35,24 +37,43 @@ pub(super) async fn capsule(
     tree: &StoredSnapshot,
     placed: Placed,
 ) -> Result<(), Error> {
+    // The folder of an earlier copy may be on its way out.
+    wait_gone(host, id).await?;
     let here = CapsuleRecord::load(&files::folder(&host.context, id));
     let is_ours =
         |here: &CapsuleRecord| here.generation >= placed.since && here.last >= tree.number;
     if here.as_ref().is_some_and(is_ours) {
         return Ok(());
     }
-    let Some(stored) = &host.stored else {
+    let Some(stored) = host.stored.clone() else {
         return Err(Error::NotFound(format!("capsule {id}, and no object store to fetch it from")));
     };
+    let (this, from) = (host.clone(), (team.to_owned(), tree.clone()));
+    let fetching = async move { install(&this, &stored, id, here, from, placed).await };
+    // A boxed future, since the work of a fetch is large.
+    host.detached(Box::pin(fetching)).await
+}
+
+/// Replaces this host's copy of a capsule, if any, by the capsule's snapshot in the store.
+async fn install(
+    host: &Host,
+    stored: &Stored,
+    id: CapsuleId,
+    here: Option<CapsuleRecord>,
+    (team, tree): (String, StoredSnapshot),
+    placed: Placed,
+) -> Result<(), Error> {
     // A copy on this host is a leftover of a capsule that has run elsewhere since.
     if let Some(here) = here {
         evict_stale(host, &here, placed).await?;
     }
-    let fetching = Fetching::begin(host, id, placed.generation);
+    let (fetching, cancel) = Fetching::begin(host, id, placed.generation)?;
     let failed = "cannot install a capsule from the store";
     let fetched = stored.dir.join(format!("capsule-{id}-{}", tree.name()));
-    stored.fetch(&host.context.room, (team, &tree.path(id)), &fetched).await?;
-    let (from, to, tree) = (fetched.clone(), files::folder(&host.context, id), tree.clone());
+    let path = tree.path(id);
+    let fetch = stored.fetch(&host.context.room, (&team, &path), &fetched);
+    until(&cancel, Box::pin(fetch)).await??;
+    let (from, to) = (fetched.clone(), files::folder(&host.context, id));
     let number = tree.number;
     let placing = blocking(move || {
         let mut record = CapsuleRecord::load(&from)
@@ -79,7 +100,9 @@ pub(super) async fn capsule(
     if fetching.end(&record) {
         return Ok(());
     }
-    // A removal took the capsule's entry during the fetch.
+    // A removal took the capsule's entry during the fetch. If it is still under way after the time
+    // limit, both remove the folder.
+    let _ = wait_gone(host, id).await;
     teardown::remove(&host.context, id).await?;
     Err(Error::Stale)
 }
@@ -92,7 +115,9 @@ async fn evict_stale(host: &Host, here: &CapsuleRecord, placed: Placed) -> Resul
         Err(error) if here.generation >= placed.since => Err(error),
         _ => {
             tracing::info!(%id, "evicting a stale copy of a capsule");
-            destroy(host, id, Some(placed.generation.saturating_sub(1))).await
+            destroy(host, id, Some(placed.generation.saturating_sub(1))).await?;
+            // The new copy takes the folder of the old one.
+            wait_gone(host, id).await
         }
     }
 }
@@ -142,23 +167,9 @@ pub(super) async fn version(host: &Host, wanted: &VersionRef) -> Result<(), Erro
     }
 }
 
-/// Fetches the version of a capsule that is to be made, if this host lacks it. The host lists the
-/// capsule meanwhile, so that the platform does not take the create for lost.
-pub(super) async fn version_for(
-    host: &Host,
-    record: &CapsuleRecord,
-    wanted: &VersionRef,
-) -> Result<(), Error> {
-    if host.stored.is_none() || version::folder(&host.context.config, wanted.id).exists() {
-        return Ok(());
-    }
-    let _listed = Fetching::begin(host, record.id, record.generation);
-    version(host, wanted).await
-}
-
 /// A capsule that is being fetched. The host lists it as `Resuming` meanwhile, so that the platform
-/// does not take it for lost. Dropping it before the end, as when the caller leaves, removes the
-/// capsule's entry.
+/// does not take it for lost. Dropping it before the end, as at a failure, removes the capsule's
+/// entry.
 struct Fetching<'a> {
     host: &'a Host,
     id: CapsuleId,
@@ -166,9 +177,14 @@ struct Fetching<'a> {
 }
 
 impl<'a> Fetching<'a> {
-    fn begin(host: &'a Host, id: CapsuleId, generation: u64) -> Self {
-        host.registry.begin_fetch(id, generation);
-        Self { host, id, generation }
+    /// Lists the capsule. Returns the token by which a removal cancels the fetch, too.
+    fn begin(
+        host: &'a Host,
+        id: CapsuleId,
+        generation: u64,
+    ) -> Result<(Self, CancellationToken), Error> {
+        let cancel = host.registry.begin_fetch(id, generation)?;
+        Ok((Self { host, id, generation }, cancel))
     }
 
     /// Marks the capsule as paused on this host; false when it was removed meanwhile.
@@ -190,6 +206,41 @@ mod tests {
     use crate::context::AgentContext;
     use crate::vmm::null::NullDriver;
     use std::sync::Arc;
+    use std::time::Duration;
+
+    /// Waits for a condition.
+    async fn wait_until(condition: impl Fn() -> bool) {
+        let waiting = async {
+            while !condition() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn fetch_of_capsule_outlives_its_caller_and_ends_at_a_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = AgentContext::for_tests(dir.path(), Box::new(NullDriver { port: 1 }));
+        let [kept, sending] = ["kept", "sending"].map(|name| dir.path().join(name));
+        let store = store::Store::open(kept.to_str().unwrap(), None, std::iter::empty()).unwrap();
+        let stored = Arc::new(Stored::new(store, sending).unwrap());
+        let host = Host::new(Arc::new(context), Some(Arc::clone(&stored)));
+        let (id, tree) = (CapsuleId::new(), StoredSnapshot::fresh(1));
+        let lock = stored.fetch_lock(&tree.path(id));
+        let _held = lock.lock().await;
+        let placed = Placed { generation: 7, since: 7 };
+        let is_listed = || host.registry.state(id) == Some(State::Resuming);
+        tokio::select! {
+            ended = capsule(&host, "team", id, &tree, placed) => panic!("{ended:?}"),
+            () = wait_until(is_listed) => {}
+        }
+        assert!(is_listed(), "its caller has left");
+        destroy(&host, id, None).await.unwrap();
+        assert_eq!(host.registry.state(id), None);
+        // The test and the store have the lock, and the fetch no more.
+        wait_until(|| Arc::strong_count(&lock) == 2).await;
+    }
 
     #[tokio::test]
     async fn capsule_is_listed_during_its_fetch() {
@@ -198,17 +249,17 @@ mod tests {
         let host = Host::new(Arc::new(context), None);
         let id = CapsuleId::new();
         let state = || host.registry.state(id);
-        let fetching = Fetching::begin(&host, id, 7);
+        let (fetching, _) = Fetching::begin(&host, id, 7).unwrap();
         assert_eq!(state(), Some(State::Resuming));
         drop(fetching);
-        assert_eq!(state(), None, "its caller has left");
-        let fetching = Fetching::begin(&host, id, 7);
+        assert_eq!(state(), None, "the fetch failed");
+        let (fetching, _) = Fetching::begin(&host, id, 7).unwrap();
         let record = CapsuleRecord { id, generation: 7, ..CapsuleRecord::unknown() };
         assert!(fetching.end(&record));
         drop(fetching);
         assert_eq!(state(), Some(State::Paused));
         host.registry.remove(id);
-        let fetching = Fetching::begin(&host, id, 8);
+        let (fetching, _) = Fetching::begin(&host, id, 8).unwrap();
         host.registry.remove(id);
         assert!(!fetching.end(&record), "it was removed meanwhile");
     }

@@ -6,6 +6,7 @@ use crate::context::AgentContext;
 use crate::snapshot::Snapshot;
 use crate::storage;
 use crate::vmm::Machine;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -45,12 +46,26 @@ pub(super) fn snapshot_dir(context: &AgentContext, id: SnapshotId) -> PathBuf {
 
 /// Lists the capsules that have a folder or a control group on this machine.
 pub(crate) fn existing(context: &AgentContext) -> Vec<CapsuleId> {
-    let folders = fs::read_dir(context.config.capsules()).into_iter().flatten().flatten();
-    let mut names: Vec<String> =
+    let groups = context.cgroups.iter().flat_map(|groups| groups.existing());
+    existing_with(&context.config.capsules(), groups)
+}
+
+/// Lists the capsules that have a folder in `dir`, and the control groups without one. A group that
+/// a record names belongs to that record's capsule.
+fn existing_with(dir: &Path, groups: impl Iterator<Item = String>) -> Vec<CapsuleId> {
+    let folders = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: BTreeSet<String> =
         folders.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.extend(context.cgroups.iter().flat_map(|groups| groups.existing()));
-    names.sort();
-    names.dedup();
+    let known = |name: &String| CapsuleRecord::load(&dir.join(name)).map(|record| record.name());
+    let named: HashSet<String> = names.iter().filter_map(known).collect();
+    // An unreadable record may name any group, and its capsule is not touched.
+    let is_unknown = |name: &String| {
+        let folder = dir.join(name);
+        CapsuleRecord::exists(&folder) && CapsuleRecord::load(&folder).is_none()
+    };
+    if !names.iter().any(is_unknown) {
+        names.extend(groups.filter(|group| !named.contains(group)));
+    }
     names.iter().filter_map(|name| name.parse().ok()).collect()
 }
 
@@ -75,6 +90,21 @@ pub(super) fn known_record(context: &AgentContext, id: CapsuleId) -> Result<Caps
 /// Writes a record into its capsule's folder, durably.
 pub(super) fn save(record: &CapsuleRecord, dir: &Path) -> Result<(), Error> {
     record.save(dir).map_err(super::io_error("cannot write the capsule's record"))
+}
+
+/// Writes a record into its capsule's folder on a thread, durably.
+pub(super) async fn store(record: &CapsuleRecord, dir: &Path) -> Result<(), Error> {
+    let (record, dir) = (record.clone(), dir.to_owned());
+    let stored = daemon::blocking(move || record.save(&dir)).await;
+    stored.map_err(super::io_error("cannot write the capsule's record"))
+}
+
+/// Writes a record into its capsule's folder on a thread, as [`CapsuleRecord::note`] does. The
+/// caller waits for the end before it writes the record again.
+pub(super) async fn note(record: &CapsuleRecord, dir: &Path) -> Result<(), Error> {
+    let (record, dir) = (record.clone(), dir.to_owned());
+    let noted = daemon::blocking(move || record.note(&dir)).await;
+    noted.map_err(super::io_error("cannot write the capsule's record"))
 }
 
 /// Lists the snapshots on this host that belong to no capsule.
@@ -117,5 +147,31 @@ pub(super) fn most_saved(machine: &dyn Machine, memory: u64) -> u64 {
     match machine.most_memory(memory) {
         0 => 0,
         bytes => bytes + BESIDE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_that_a_record_names_is_no_capsule_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let [claimed, ready, orphan] = [(); 3].map(|()| CapsuleId::new());
+        let folder = dir.path().join(claimed.to_string());
+        fs::create_dir(&folder).unwrap();
+        let record = CapsuleRecord { name: Some(ready), ..CapsuleRecord::new(claimed) };
+        record.save(&folder).unwrap();
+        let found = || {
+            let groups = [ready, orphan].into_iter().map(|id| id.to_string());
+            existing_with(dir.path(), groups).into_iter().collect::<HashSet<_>>()
+        };
+        assert_eq!(found(), HashSet::from([claimed, orphan]));
+        // A claim that was cut short left the record of the ready machine.
+        CapsuleRecord::new(ready).save(&folder).unwrap();
+        assert_eq!(found(), HashSet::from([claimed, orphan]));
+        // A record of a later version may name any group.
+        fs::write(folder.join("capsule.json"), "{}").unwrap();
+        assert_eq!(found(), HashSet::from([claimed]));
     }
 }

@@ -23,8 +23,8 @@ use super::snapshots::SnapshotSize;
 use super::store::Stored;
 use super::stored_snapshot::StoredSnapshot;
 use super::{
-    Error, adopt, create, destroy, disk_pressure, due, fetch, files, liveness, pause, resume,
-    settings, sizes, snapshots, template_snapshot, upkeep, upload, versions,
+    Error, adopt, create, destroy, disk_pressure, due, fetch, files, liveness, pause, ready,
+    remake, resume, settings, sizes, snapshots, template_snapshot, upkeep, upload, versions,
 };
 use crate::context::AgentContext;
 use crate::guest::{Guest, Permits, Purpose};
@@ -53,16 +53,23 @@ impl Manager {
         let context = &host.context;
         files::make_folders(context)?;
         snapshot::sweep(&context.config.snapshots());
+        let mut outdated = Vec::new();
         if context.driver.boots_images() {
-            template_snapshot::sweep(context);
+            outdated = template_snapshot::sweep(context);
             version::sweep(&context.config);
         }
         adopt::adopt_all(&host).await?;
+        // Networks of adopted capsules have their numbers now.
+        if let Some(networks) = &host.context.networks {
+            networks.spawn_refill(&host.context.tasks);
+        }
         upload::spawn_uploads(&host);
         disk_pressure::watch_disk(&host).await;
         liveness::watch_liveness(&host);
         upkeep::spawn_trim(&host);
         due::watch_due(&host);
+        remake::spawn(&host, outdated);
+        ready::refill::spawn(&host);
         Ok(Self { host })
     }
 }
@@ -109,8 +116,9 @@ impl Manager {
         fetch::capsule(&self.host, team, id, tree, placed).await
     }
 
-    /// Ends a capsule and removes everything that belongs to it; an unknown capsule is success.
-    /// With `newest`, a capsule of a later generation stays, and the answer is [`Error::Stale`].
+    /// Ends a capsule; an unknown capsule is success. The capsule's remains are removed after the
+    /// answer. With `newest`, a capsule of a later generation stays, and the answer is
+    /// [`Error::Stale`].
     pub(crate) async fn destroy(&self, id: CapsuleId, newest: Option<u64>) -> Result<(), Error> {
         destroy::destroy(&self.host, id, newest).await
     }
@@ -206,6 +214,11 @@ impl Manager {
     /// capsule is then to be removed like any other.
     pub(crate) async fn take_disk(&self, id: CapsuleId) -> Result<PathBuf, Error> {
         builder::take_disk(&self.host, id).await
+    }
+
+    /// Ends a builder's machine at once. The capsule is then to be removed like any other.
+    pub(crate) async fn end_builder(&self, id: CapsuleId) -> Result<(), Error> {
+        builder::end(&self.host, id).await
     }
 
     /// Copies a capsule's disk to `disk.ext4` in the folder `to`, beside links to `image.ext4` and

@@ -6,6 +6,7 @@ use crate::snapshot::{Layers, System};
 use crate::version::Version;
 use crate::vmm::VmmRecord;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -52,6 +53,9 @@ pub(crate) struct CapsuleRecord {
     /// Rules for the capsule's outgoing connections.
     #[serde(default)]
     pub egress: Egress,
+    /// Name of the machine's process and control group, if it is not the capsule's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<CapsuleId>,
     /// Number of the capsule's network, once there is one.
     pub slot: Option<u32>,
     /// The capsule's machine, once it was started.
@@ -81,13 +85,20 @@ pub(crate) struct CapsuleRecord {
 impl CapsuleRecord {
     /// Writes the record to the capsule's folder, durably.
     pub(crate) fn save(&self, dir: &Path) -> io::Result<()> {
+        self.note(dir)?;
+        File::open(dir)?.sync_all()
+    }
+
+    /// Writes the record to the capsule's folder, for the next agent process. A loss of power may
+    /// bring the earlier record back, but no machine or network outlives such a loss.
+    pub(crate) fn note(&self, dir: &Path) -> io::Result<()> {
         let staged = dir.join(STAGED);
         let mut file = File::options().write(true).create(true).truncate(true).open(&staged)?;
         rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o600))?;
         file.write_all(&serde_json::to_vec(self)?)?;
+        // Without this, a loss of power could leave a file without contents under the name.
         file.sync_all()?;
-        fs::rename(&staged, dir.join(FILE))?;
-        File::open(dir)?.sync_all()
+        fs::rename(&staged, dir.join(FILE))
     }
 
     /// Returns the record of a capsule about which nothing is known.
@@ -109,6 +120,7 @@ impl CapsuleRecord {
             envd_token: String::new(),
             envs: BTreeMap::new(),
             egress: Egress::default(),
+            name: None,
             slot: None,
             machine: None,
             phase: Phase::Starting,
@@ -122,6 +134,19 @@ impl CapsuleRecord {
         }
     }
 
+    /// Returns the name of the machine's process and control group.
+    pub(crate) fn name(&self) -> String {
+        self.name.unwrap_or(self.id).to_string()
+    }
+
+    /// Takes over the machine of a ready capsule, with everything that it brought.
+    pub(crate) fn take_machine(&mut self, ready: &Self) {
+        self.name = Some(ready.name.unwrap_or(ready.id));
+        (self.slot, self.machine) = (ready.slot, ready.machine.clone());
+        (self.base_layers, self.system) = (ready.base_layers.clone(), ready.system.clone());
+        self.placeholders = ready.placeholders;
+    }
+
     /// Returns the name of the template's folder on the host.
     pub(crate) fn template_folder(&self) -> String {
         self.version.as_ref().map_or_else(|| self.template.clone(), |v| v.id.to_string())
@@ -130,6 +155,11 @@ impl CapsuleRecord {
     /// Removes the record from a folder that is no capsule's.
     pub(crate) fn remove(dir: &Path) -> io::Result<()> {
         fs::remove_file(dir.join(FILE))
+    }
+
+    /// Reports whether a file of this name in a capsule's folder is the record.
+    pub(crate) fn is_named(name: &OsStr) -> bool {
+        name == FILE
     }
 
     /// Reports whether the folder has a record, readable or not.
@@ -162,6 +192,7 @@ mod tests {
             envd_token: "t".into(),
             envs: BTreeMap::new(),
             egress: Egress { allow: vec!["x.org".parse().unwrap()], ..Egress::default() },
+            name: Some(CapsuleId::new()),
             slot: Some(4),
             machine: None,
             phase: Phase::Starting,
@@ -174,7 +205,10 @@ mod tests {
             life: Lifetime::default(),
         };
         record.save(dir.path()).unwrap();
-        assert_eq!(CapsuleRecord::load(dir.path()), Some(record));
+        assert_eq!(CapsuleRecord::load(dir.path()), Some(record.clone()));
+        let noted = CapsuleRecord { slot: Some(5), ..record };
+        noted.note(dir.path()).unwrap();
+        assert_eq!(CapsuleRecord::load(dir.path()), Some(noted));
         fs::write(dir.path().join(FILE), b"{\"id\":").unwrap();
         assert_eq!(CapsuleRecord::load(dir.path()), None);
     }

@@ -2,14 +2,15 @@
 //! Each capsule has a lock (`CapsuleLock`), which one operation holds at a time.
 //!
 //! An operation decides by the state once it has the lock, with the table in `registry/table.rs`. A
-//! proxied request takes no lock. A removal works in every state. The diagram of the states is in
-//! `capsule.rs`.
+//! proxied request takes no lock. A removal works in every state. `registry/remains.rs` holds the ids
+//! of removed capsules until nothing of them is left. The diagram of the states is in `capsule.rs`.
 //!
 //! ```text
 //!  capsule_lock ──▶ begin_… (table, generation, room; new cancel token) ──▶ I/O ──▶ end_…
 //!                     │ denied: state unchanged                              a failure restores
 //! ```
 
+mod remains;
 mod table;
 pub(super) mod transitions;
 
@@ -123,6 +124,9 @@ pub(super) struct Totals {
 #[derive(Default)]
 pub(super) struct Registry {
     capsules: Mutex<HashMap<CapsuleId, Capsule>>,
+    /// Removed capsules that have remains on this host. Each token tells that the remains are gone.
+    /// Whoever needs both locks takes this one second.
+    remains: Mutex<HashMap<CapsuleId, CancellationToken>>,
 }
 
 impl Registry {

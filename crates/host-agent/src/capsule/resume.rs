@@ -58,6 +58,7 @@ async fn resume_under_lock(host: &Host, request: ResumeRequest) -> Result<Starte
         }
         Err(error) => {
             metrics::counter!("wrenn_resumes_failed_total").increment(1);
+            host.make_way(&error);
             if let Err(undo) = undo_resume(host, id).await {
                 tracing::error!(%id, error = chain(&undo), "cannot undo a resume");
             }

@@ -70,6 +70,15 @@ impl Stored {
         lock(&self.versions)
     }
 
+    /// Returns the lock of a folder's fetch, by the folder's name in the store.
+    pub(super) fn fetch_lock(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut all = lock(&self.fetching);
+        // No fetch uses a lock that only the map holds. A fetch that is given up cannot remove its
+        // own lock, so the next fetch does.
+        all.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(all.entry(name.to_owned()).or_default())
+    }
+
     /// Fetches a stored folder into the folder `to`, unless that folder exists.
     pub(super) async fn fetch(
         &self,
@@ -77,13 +86,7 @@ impl Stored {
         (namespace, name): (&str, &str),
         to: &Path,
     ) -> Result<(), Error> {
-        let lock = {
-            let mut all = lock(&self.fetching);
-            // No fetch uses a lock that only the map holds. A fetch that is given up cannot remove
-            // its own lock, so the next fetch does.
-            all.retain(|_, lock| Arc::strong_count(lock) > 1);
-            Arc::clone(all.entry(name.to_owned()).or_default())
-        };
+        let lock = self.fetch_lock(name);
         let _guard = lock.lock().await;
         if to.exists() {
             return Ok(());

@@ -3,32 +3,61 @@
 //! caller first drops the handles of the machine and the network that it holds.
 //!
 //! ```text
-//!  release:  machine ──▶ limits ∥ network ──▶ record without them ──▶ files of the machine
-//!  remove:   machine ──▶ limits ∥ network ──▶ folder with the record, last
+//!  release:  kill ──▶ limits ∥ network ──▶ record without them ──▶ files of the machine
+//!  remove:   kill ──▶ limits ∥ network ──▶ folder with the record, last
+//!                     └────────────── remove_remains ──────────────┘
 //! ```
+//! After [`kill`], the capsule is out of reach, and its memory is free.
 
 use super::record::CapsuleRecord;
 use super::{Error, files, io_error};
 use crate::context::AgentContext;
 use crate::{storage, vmm};
 use daemon::blocking;
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 use types::CapsuleId;
 
-/// Ends a capsule's machine, and removes its limits and network. Parts that do not exist are
-/// skipped.
-async fn teardown(
+/// Returns the name of a capsule's process and control group.
+fn name(id: CapsuleId, record: Option<&CapsuleRecord>) -> String {
+    record.map_or_else(|| id.to_string(), CapsuleRecord::name)
+}
+
+/// Ends a capsule's machine, and waits for its end. A capsule without a machine is success.
+pub(super) async fn kill(
     context: &AgentContext,
     id: CapsuleId,
     record: Option<&CapsuleRecord>,
 ) -> Result<(), Error> {
-    let name = id.to_string();
-    if let Some(machine) = record.and_then(|record| record.machine.as_ref()) {
-        vmm::kill_record(machine).await?;
+    match record.and_then(|record| record.machine.as_ref()) {
+        Some(machine) => vmm::kill_record(machine).await?,
+        None => kill_named(context, id, record).await?,
     }
-    vmm::kill_named(&name, &files::folder(context, id)).await?;
-    daemon::failpoint("release.killed").map_err(io_error("a failpoint failed"))?;
+    daemon::failpoint("release.killed").map_err(io_error("a failpoint failed"))
+}
+
+/// Ends the processes that bear a capsule's name. The search reads about all processes of the host,
+/// so it comes after the end of a machine that the record names.
+async fn kill_named(
+    context: &AgentContext,
+    id: CapsuleId,
+    record: Option<&CapsuleRecord>,
+) -> Result<(), Error> {
+    let name = name(id, record);
+    // A ready machine began in the folder of its own name.
+    let began = context.config.capsules().join(&name);
+    Ok(vmm::kill_named(&name, &began, &files::folder(context, id)).await?)
+}
+
+/// Removes the limits and the network of a capsule whose machine has ended, and further processes
+/// of its name. Parts that do not exist are skipped.
+async fn detach(
+    context: &AgentContext,
+    id: CapsuleId,
+    record: Option<&CapsuleRecord>,
+) -> Result<(), Error> {
+    kill_named(context, id, record).await?;
+    let name = name(id, record);
     let limits = async {
         let Some(groups) = context.cgroups.clone() else { return Ok(()) };
         blocking(move || groups.remove(&name)).await
@@ -59,9 +88,10 @@ pub(super) async fn release(
     record: &mut CapsuleRecord,
 ) -> Result<(), Error> {
     let dir = files::folder(context, record.id);
-    teardown(context, record.id, Some(record)).await?;
+    kill(context, record.id, Some(record)).await?;
+    detach(context, record.id, Some(record)).await?;
     let slot = record.slot.take();
-    record.machine = None;
+    (record.machine, record.name) = (None, None);
     files::save(record, &dir)?;
     release_slot(context, slot);
     let cleared = blocking(move || clear(&dir)).await;
@@ -69,7 +99,7 @@ pub(super) async fn release(
 }
 
 /// Removes a machine's files from its capsule's folder.
-fn clear(dir: &Path) -> std::io::Result<()> {
+fn clear(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
         if name == vmm::OWN {
@@ -86,17 +116,66 @@ fn clear(dir: &Path) -> std::io::Result<()> {
 
 /// Removes all parts of a capsule; succeeds when nothing is left of it.
 pub(crate) async fn remove(context: &AgentContext, id: CapsuleId) -> Result<(), Error> {
-    let dir = files::folder(context, id);
-    let record = CapsuleRecord::load(&dir);
-    teardown(context, id, record.as_ref()).await?;
+    let record = CapsuleRecord::load(&files::folder(context, id));
+    kill(context, id, record.as_ref()).await?;
+    remove_remains(context, id, record.as_ref()).await
+}
+
+/// Removes all parts of a capsule whose machine has ended; succeeds when nothing is left of it. The
+/// call may be repeated with the same record after a failure.
+pub(super) async fn remove_remains(
+    context: &AgentContext,
+    id: CapsuleId,
+    record: Option<&CapsuleRecord>,
+) -> Result<(), Error> {
+    detach(context, id, record).await?;
     daemon::failpoint("unmake.released").map_err(io_error("a failpoint failed"))?;
-    // The folder goes last, since its record is needed to find the rest.
-    match tokio::fs::remove_dir_all(&dir).await {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(io_error("cannot remove the capsule's folder")(e));
-        }
-        _ => {}
-    }
+    let dir = files::folder(context, id);
+    let removed = blocking(move || remove_folder(&dir)).await;
+    removed.map_err(io_error("cannot remove the capsule's folder"))?;
     release_slot(context, record.and_then(|record| record.slot));
     Ok(())
+}
+
+/// Removes a capsule's folder; a missing folder is success. The record goes last, since it is
+/// needed to find the rest.
+fn remove_folder(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if CapsuleRecord::is_named(&entry.file_name()) {
+            continue;
+        }
+        let (path, is_folder) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        gone(if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) })?;
+    }
+    gone(fs::remove_dir_all(dir))
+}
+
+/// Maps the removal of something that does not exist to success.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::null::NullDriver;
+
+    #[tokio::test]
+    async fn removal_leaves_nothing_and_may_be_repeated() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = AgentContext::for_tests(dir.path(), Box::new(NullDriver { port: 1 }));
+        let record = CapsuleRecord::new(CapsuleId::new());
+        let folder = files::folder(&context, record.id);
+        fs::create_dir_all(folder.join("kept/1")).unwrap();
+        fs::write(folder.join("kept/1/manifest.json"), "{}").unwrap();
+        fs::write(folder.join("disk.ext4"), "disk").unwrap();
+        std::os::unix::fs::symlink("/nowhere", folder.join("link")).unwrap();
+        record.save(&folder).unwrap();
+        remove(&context, record.id).await.unwrap();
+        assert!(!folder.exists());
+        remove_remains(&context, record.id, Some(&record)).await.unwrap();
+    }
 }

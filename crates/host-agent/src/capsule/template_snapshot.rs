@@ -2,7 +2,7 @@
 //! machine is saved when its guest first answers, before the guest has an identity. A machine of a
 //! version with start or ready commands is saved after them (ADR 42). Its key covers everything that
 //! it depends on. So a machine that does not fit this host is never found. The next start of the
-//! agent removes it.
+//! agent removes it, and `remake.rs` makes started machines again.
 //!
 //! ```text
 //!  find ──▶ Ready ──────────────────────────────────────▶ boot restores it
@@ -36,6 +36,8 @@ use types::{BuildId, hex};
 
 /// Time after which an unused template snapshot is removed.
 const UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Time since its last use within which a started machine is made again.
+const WANTED: Duration = Duration::from_secs(24 * 3600);
 
 /// Lock of the boot that makes a template snapshot. Other boots of the same key wait for it.
 type KeyLock = Arc<tokio::sync::Mutex<()>>;
@@ -72,11 +74,10 @@ impl TemplateSnapshots {
     ) -> io::Result<TemplateSnapshot> {
         let CapsuleRecord { template, version, resources, .. } = record;
         let key = key(context, template, version.as_ref(), *resources)?;
-        let dir = context.config.golden().join(&key);
-        if let Ok(snapshot) = Snapshot::open(&dir) {
-            note_use(&dir);
+        if let Ok(snapshot) = open(context, &key) {
             return Ok(TemplateSnapshot::Ready(snapshot));
         }
+        let dir = context.config.golden().join(&key);
         let lock = {
             let mut locks = lock(&self.locks);
             Arc::clone(locks.entry(key).or_default())
@@ -104,20 +105,50 @@ impl TemplateSnapshots {
     }
 }
 
-/// Removes template snapshots that no longer fit this host, and incomplete ones.
-pub(super) fn sweep(context: &AgentContext) {
+/// Started machine in use that does not fit this host any more.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outdated {
+    pub version: BuildId,
+    pub resources: Resources,
+    /// Time of the last use.
+    pub used: SystemTime,
+}
+
+impl Outdated {
+    /// Describes a template snapshot. `None` for a snapshot that takes a boot alone, and for a
+    /// snapshot without use in the last day.
+    fn of(found: &Snapshot) -> Option<Self> {
+        let version = found.manifest.version.as_ref()?;
+        let used = found.dir.metadata().and_then(|dir| dir.modified()).ok()?;
+        let is_recent = used.elapsed().is_ok_and(|unused| unused < WANTED);
+        let is_wanted = is_recent && version.has_commands() && !version.start_each;
+        let resources = found.manifest.resources;
+        is_wanted.then_some(Self { version: version.id, resources, used })
+    }
+}
+
+/// Removes template snapshots that no longer fit this host, and incomplete ones. Returns started
+/// machines among the former.
+pub(super) fn sweep(context: &AgentContext) -> Vec<Outdated> {
     let root = context.config.golden();
+    let mut outdated = Vec::new();
     for name in snapshot::sweep(&root) {
         let dir = root.join(&name);
-        let fits = Snapshot::open(&dir).ok().is_some_and(|found| {
+        let found = Snapshot::open(&dir).ok();
+        let fits = found.as_ref().is_some_and(|found| {
             let Manifest { template, version, resources, .. } = &found.manifest;
             let wanted = key(context, template, version.as_ref(), *resources);
             wanted.is_ok_and(|wanted| wanted == name)
         });
-        if !fits && let Err(error) = snapshot::remove(&dir) {
+        if fits {
+            continue;
+        }
+        outdated.extend(found.as_ref().and_then(Outdated::of));
+        if let Err(error) = snapshot::remove(&dir) {
             tracing::warn!(%error, name, "cannot remove an outdated template snapshot");
         }
     }
+    outdated
 }
 
 /// Records the use of a template snapshot as the modification time of its folder.
@@ -147,9 +178,21 @@ pub(super) fn forget(context: &AgentContext, version: BuildId) {
     }
 }
 
+/// Opens the template snapshot with a key, and records its use.
+///
+/// # Errors
+/// Fails while nobody has made the snapshot, and when it is damaged.
+pub(super) fn open(context: &AgentContext, key: &str) -> io::Result<Snapshot> {
+    let dir = context.config.golden().join(key);
+    Snapshot::open(&dir).inspect(|_| note_use(&dir))
+}
+
 /// Returns a hash of everything that a template snapshot depends on. A version's name in the key is
 /// its id, since its template may have another name later.
-fn key(
+///
+/// # Errors
+/// Fails when this host lacks a file of the template.
+pub(super) fn key(
     context: &AgentContext,
     template: &str,
     version: Option<&Version>,
@@ -350,12 +393,19 @@ mod tests {
         };
         let manifest =
             Manifest { team: None, ..super::super::capture::manifest(&context, &record) };
-        for name in [keys[3].as_str(), "outdated"] {
+        let started = recipe::Command::Shell("serve".to_owned());
+        let started = Version { start: Some(started), ..example.clone() };
+        let started = Manifest { version: Some(started), ..manifest.clone() };
+        for (name, manifest) in
+            [(keys[3].as_str(), &manifest), ("outdated", &manifest), ("started", &started)]
+        {
             let staging = Staging::begin(&config.golden().join(name)).unwrap();
             staging.commit(manifest.clone()).unwrap();
         }
         let left = || snapshot::sweep(&config.golden());
-        sweep(&context);
+        let outdated = sweep(&context);
+        assert_eq!(outdated.iter().map(|one| one.version).collect::<Vec<_>>(), [example.id]);
+        assert_eq!(outdated[0].resources, resources);
         assert_eq!(left(), [keys[3].clone()]);
         forget(&context, example.id);
         assert_eq!(left(), Vec::<String>::new());

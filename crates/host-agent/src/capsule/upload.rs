@@ -22,6 +22,7 @@ use super::{Error, chain, files, io_error, versions};
 use crate::snapshot::{Layers, Snapshot};
 use daemon::blocking;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -137,9 +138,8 @@ async fn send_capsule(host: &Host, stored: &Stored, id: CapsuleId) -> Result<(),
     let aside = stored.dir.join(format!("sent-{id}"));
     let sent = {
         let _guard = lock.lock().await;
-        let Some(record) = CapsuleRecord::load(&dir).filter(|l| l.phase == Phase::Paused) else {
-            return Ok(());
-        };
+        let known = listed_record(host, id, &dir).filter(|l| l.phase == Phase::Paused);
+        let Some(record) = known else { return Ok(()) };
         let (from, to, told) = (
             files::snapshots_dir(&dir).join(record.last.to_string()),
             aside.clone(),
@@ -165,7 +165,7 @@ async fn send_capsule(host: &Host, stored: &Stored, id: CapsuleId) -> Result<(),
     let _guard = lock.lock().await;
     // Each command since then has a later generation: a resume, or another copy after a
     // removal.
-    match CapsuleRecord::load(&dir).filter(|record| record.generation == sent.generation) {
+    match listed_record(host, id, &dir).filter(|record| record.generation == sent.generation) {
         Some(mut record) => {
             (record.stored, record.tree) = (tree.number, tree.name().to_owned());
             files::save(&record, &dir)?;
@@ -176,6 +176,13 @@ async fn send_capsule(host: &Host, stored: &Stored, id: CapsuleId) -> Result<(),
         // The row never named this upload, so no later command could use or remove it.
         None => stored.store.remove(team, &tree.path(id)).await.map_err(failure),
     }
+}
+
+/// Reads the record of a capsule in its folder; `None` when the capsule was removed. The caller has
+/// the capsule's lock. The record of a removed capsule may be there for a while.
+fn listed_record(host: &Host, id: CapsuleId, dir: &Path) -> Option<CapsuleRecord> {
+    host.registry.state(id)?;
+    CapsuleRecord::load(dir)
 }
 
 /// Removes a capsule's snapshots from the store: all of them or, with `stays`, the other ones

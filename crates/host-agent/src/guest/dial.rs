@@ -2,11 +2,11 @@
 //! host. For such a server, envd connects to it, and passes the bytes of the host's connection.
 
 use super::route::{GuestStream, Route, reset};
-use daemon::{Signal, Tasks};
+use daemon::{Signal, Tasks, lock};
 use hop::{Body, Dial, Error, Pool, Sent, Stream, Switched};
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 
@@ -24,14 +24,19 @@ impl Dialer {
     pub(super) fn new(route: Route, token: Arc<str>, cut: &Signal, tasks: Tasks) -> Self {
         let direct = Direct { route, cut: cut.clone() };
         // A connection to envd either becomes the server's, or is closed, so none stays idle.
-        let loopback = Loopback { envd: Pool::new(direct.clone(), 0, tasks), token };
+        let envd = Pool::new(direct.clone(), 0, tasks);
+        let loopback = Loopback { envd, token: Mutex::new(token) };
         Self { direct, loopback }
     }
 
     /// Returns a dialer to the same guest until another `cut` is triggered.
     pub(super) fn renewed(&self, cut: &Signal, tasks: Tasks) -> Self {
-        let (route, token) = (self.direct.route.clone(), Arc::clone(&self.loopback.token));
-        Self::new(route, token, cut, tasks)
+        Self::new(self.direct.route.clone(), self.loopback.token(), cut, tasks)
+    }
+
+    /// Replaces the token that envd expects.
+    pub(super) fn set_token(&self, token: Arc<str>) {
+        *lock(&self.loopback.token) = token;
     }
 }
 
@@ -76,10 +81,14 @@ impl Dial for Direct {
 /// Dialer of connections to the guest's loopback, through envd.
 struct Loopback {
     envd: Pool<Direct>,
-    token: Arc<str>,
+    token: Mutex<Arc<str>>,
 }
 
 impl Loopback {
+    fn token(&self) -> Arc<str> {
+        Arc::clone(&lock(&self.token))
+    }
+
     async fn dial(&self, port: u16) -> io::Result<Box<dyn Stream>> {
         let asked = tokio::time::timeout(DIAL, self.ask(port)).await;
         asked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -91,7 +100,7 @@ impl Loopback {
         let mut request = Request::builder()
             .method(Method::POST)
             .uri(format!("{}?port={port}", protocol::CONNECT_PORT))
-            .header(protocol::ACCESS_TOKEN, &*self.token)
+            .header(protocol::ACCESS_TOKEN, &*self.token())
             .header(header::HOST, "envd")
             .header(header::CONTENT_LENGTH, "0")
             .body(Body::empty())

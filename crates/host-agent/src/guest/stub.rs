@@ -5,6 +5,7 @@
 //! | `serve` | writes a line and goes on for ever |
 //! | `exit N` | writes a line to standard error and ends with N |
 //! | `after N` | ends with 1 for N times, then with 0 |
+//! | `true` | ends with 0 |
 //! | `refuse` | is refused |
 
 use axum::extract::State;
@@ -99,6 +100,7 @@ impl Stub {
                 *fails += 1;
                 events.push(Self::exit(i32::from(*fails <= most.parse().unwrap())));
             }
+            _ if text == "true" => events.push(Self::exit(0)),
             _ if text == "refuse" => return Err(ConnectError::unauthenticated("no such user")),
             _ => {
                 events.push(output(data_event::Output::Stdout(b"up\n".to_vec())));

@@ -1,5 +1,9 @@
-//! The conversion child: a process that locks itself in, reads an image's layers from its standard
-//! input, and writes the root image to its standard output. It opens nothing.
+//! The conversion child: a process that turns an image's layers into a root image. It opens no
+//! file.
+//!
+//! ```text
+//!  stdin: the agent's settings ─▶ jail ─▶ stdin: layers ─▶ stdout: root image ─▶ stderr: answer
+//! ```
 
 use super::protocol::{ANSWER_MAX, Answer, Begin, BeginLayer, DoneLayer, Kind, LayerBytes};
 use super::protocol::{read_head, read_json};
@@ -16,9 +20,10 @@ const BUFFER: usize = 256 * 1024;
 /// Most characters of a reason.
 const TEXT_MAX: usize = 2000;
 
-/// Runs the child, for the program that [`super::Program`] names. The process must have one thread.
+/// Runs the child to its end, for the program that [`super::Program`] names. The process must have
+/// one thread, and must end with the code that this function returns.
 #[must_use]
-pub fn convert_and_exit() -> ExitCode {
+pub fn run_conversion_child() -> ExitCode {
     let answer = run().unwrap_or_else(|error| Answer::Failed { text: cut(&error.to_string()) });
     let text = serde_json::to_string(&answer).unwrap_or_default();
     let short = text.len() as u64 <= ANSWER_MAX;
@@ -97,16 +102,9 @@ fn told(error: &rootfs::Error) -> Answer {
     let text = cut(&text);
     match &error.fault {
         Fault::Write(_) => Answer::Failed { text },
-        Fault::Limit { unit, .. } => {
-            let sizes = [
-                "bytes in a file",
-                "bytes in the image",
-                "bytes in the layers",
-                "compressed bytes in the layers",
-            ];
-            Answer::Refused { text, too_large: sizes.contains(unit) }
-        }
-        Fault::Read(_)
+        Fault::TooLarge { .. } => Answer::Refused { text, too_large: true },
+        Fault::Limit { .. }
+        | Fault::Read(_)
         | Fault::Digest { .. }
         | Fault::Truncated
         | Fault::Malformed(_)

@@ -31,7 +31,7 @@ const MAGIC_AT: u64 = 1024;
 /// Most characters of the child's last words in an error.
 const WORDS_MAX: usize = 400;
 
-/// Program that converts images, and its arguments. It calls [`super::convert_and_exit`].
+/// Program that converts images, and its arguments. It calls [`super::run_conversion_child`].
 #[derive(Debug, Clone)]
 pub struct Program {
     pub path: PathBuf,

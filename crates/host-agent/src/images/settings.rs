@@ -82,9 +82,16 @@ mod tests {
             login = { type = "password", username = "u", password = "hunter22" }
             [limits]
             layers = 5
+            image_bytes = 17179869184
+            unpacked_bytes = 34359738368
             "#,
         );
-        let settings = read.unwrap().settings;
+        let registries = read.unwrap();
+        let program = crate::images::Program::default();
+        let store = crate::images::ImageStore::new(Path::new("/"), registries.clone(), program);
+        let limits = store.limits();
+        assert_eq!((limits.packed_bytes, limits.bytes), (16 << 30, 32 << 30));
+        let settings = registries.settings;
         assert!(settings.registries["m.example:5000"].http);
         assert_eq!((settings.limits.layers, settings.limits.tries), (5, 4));
         assert!(read_empty().settings.registries.is_empty());

@@ -22,7 +22,7 @@ fn this_program(test: &str) -> Program {
 #[test]
 #[ignore = "runs as the child of other tests"]
 fn conversion_child() {
-    std::process::exit(i32::from(convert_and_exit() != std::process::ExitCode::SUCCESS));
+    std::process::exit(i32::from(run_conversion_child() != std::process::ExitCode::SUCCESS));
 }
 
 /// Tries to leave the jail, and reports the attempts that succeeded on standard error.

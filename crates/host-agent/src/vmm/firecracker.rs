@@ -136,7 +136,8 @@ impl Firecracker {
             Ok((record, outputs))
         };
         let (record, outputs) = blocking(work).await?;
-        Ok(FirecrackerMachine { api: Arc::clone(&self.api), record, jail, outputs: Some(outputs) })
+        let (api, outputs) = (Arc::clone(&self.api), Some(Arc::new(outputs)));
+        Ok(FirecrackerMachine { api, record, jail, outputs })
     }
 
     /// Returns the files from which a machine begins: those of a saved machine, if one is given.
@@ -370,6 +371,11 @@ impl Driver for Firecracker {
 
     fn maps_paths(&self) -> bool {
         true
+    }
+
+    /// Returns false: a jail in a renamed folder has not been tried on a real Firecracker yet.
+    fn makes_ahead(&self) -> bool {
+        false
     }
 
     fn most_restored(&self, bytes: u64, above: bool) -> u64 {

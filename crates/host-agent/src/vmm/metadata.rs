@@ -9,6 +9,7 @@ use crate::network::plan::METADATA;
 use crate::sys;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use daemon::lock;
 use hop::{Body, Handler, Limits};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use serde_json::Value;
@@ -35,12 +36,28 @@ const STEP: Duration = Duration::from_millis(5);
 /// Time by which a guest's requests may be ahead of [`STEP`].
 const BURST: Duration = Duration::from_millis(500);
 
+/// The service of one machine. A namespace has at most one, which all handles of its machine share.
+#[derive(Clone)]
+pub(super) struct Service(Arc<Guest>);
+
+impl Service {
+    /// Replaces the guest's metadata. Tokens that were given out before are not valid any more.
+    ///
+    /// # Errors
+    /// Fails when the kernel gives no randomness.
+    pub(super) fn set(&self, metadata: &Metadata) -> io::Result<()> {
+        *lock(&self.0.about) = Arc::new(About::new(metadata)?);
+        Ok(())
+    }
+}
+
 /// Serves one machine, in the namespace of its capsule, until the namespace is closed.
-pub(super) fn serve(namespace: &Namespace, metadata: &Metadata) -> io::Result<()> {
+pub(super) fn serve(namespace: &Namespace, metadata: &Metadata) -> io::Result<Service> {
     let listener = namespace.run(|| TcpListener::bind((METADATA, 80)))?;
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let (guest, inside) = (Arc::new(Guest::new(metadata)?), namespace.clone());
+    let service = Service(Arc::clone(&guest));
     namespace.tasks().spawn(async move {
         let places = Arc::new(Semaphore::new(LIMITS.connections));
         loop {
@@ -58,14 +75,25 @@ pub(super) fn serve(namespace: &Namespace, metadata: &Metadata) -> io::Result<()
             });
         }
     });
-    Ok(())
+    Ok(service)
+}
+
+/// Metadata of a guest under one identity.
+struct About {
+    data: Value,
+    /// Key that signs tokens. Tokens of an earlier service or identity are not valid.
+    key: [u8; 32],
+}
+
+impl About {
+    fn new(metadata: &Metadata) -> io::Result<Self> {
+        Ok(Self { data: metadata.json(), key: sys::random()? })
+    }
 }
 
 /// State of the service for one guest.
 struct Guest {
-    data: Value,
-    /// Key that signs tokens. Tokens of an earlier service are not valid.
-    key: [u8; 32],
+    about: std::sync::Mutex<Arc<About>>,
     since: Instant,
     /// Time of the next request, if all come in equal steps. The request that waits for its time
     /// holds the lock, and other requests wait for the lock, in order.
@@ -82,7 +110,12 @@ impl Handler for Guest {
 impl Guest {
     fn new(metadata: &Metadata) -> io::Result<Self> {
         let (since, due) = (Instant::now(), Mutex::new(Instant::now()));
-        Ok(Self { data: metadata.json(), key: sys::random()?, since, due })
+        let about = std::sync::Mutex::new(Arc::new(About::new(metadata)?));
+        Ok(Self { about, since, due })
+    }
+
+    fn about(&self) -> Arc<About> {
+        Arc::clone(&lock(&self.about))
     }
 
     /// Delays a request, so that a guest which asks all the time costs the host no more than
@@ -136,7 +169,7 @@ impl Guest {
     fn sign(&self, end: u64) -> String {
         let end = end.to_be_bytes();
         let mut token = end.to_vec();
-        token.extend_from_slice(blake3::keyed_hash(&self.key, &end).as_bytes());
+        token.extend_from_slice(blake3::keyed_hash(&self.about().key, &end).as_bytes());
         URL_SAFE_NO_PAD.encode(token)
     }
 
@@ -145,7 +178,8 @@ impl Guest {
         let Some((end, signature)) = bytes.split_first_chunk::<8>() else { return false };
         let Ok(signature) = <[u8; 32]>::try_from(signature) else { return false };
         // The comparison takes constant time.
-        blake3::keyed_hash(&self.key, end) == signature && u64::from_be_bytes(*end) > now.as_secs()
+        blake3::keyed_hash(&self.about().key, end) == signature
+            && u64::from_be_bytes(*end) > now.as_secs()
     }
 
     fn read(&self, path: &str, headers: &HeaderMap, now: Duration) -> Response<Body> {
@@ -156,7 +190,8 @@ impl Guest {
         if !self.knows(token, now) {
             return unknown("The session token is not valid.");
         }
-        let Some(value) = self.data.pointer(path.trim_end_matches('/')) else {
+        let about = self.about();
+        let Some(value) = about.data.pointer(path.trim_end_matches('/')) else {
             return missing(path);
         };
         let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
@@ -248,5 +283,18 @@ mod tests {
         for wrong in ["", "x", &token[..20], &format!("{token}A")] {
             assert!(!one.knows(wrong, Duration::ZERO), "{wrong}");
         }
+    }
+
+    #[test]
+    fn replaced_metadata_is_read_with_new_tokens_alone() {
+        let of = |capsule: &str| Metadata { capsule: capsule.to_owned(), ..Metadata::default() };
+        let guest = Arc::new(Guest::new(&of("cl-1")).unwrap());
+        let before = guest.sign(60);
+        Service(Arc::clone(&guest)).set(&of("cl-2")).unwrap();
+        assert!(!guest.knows(&before, Duration::ZERO));
+        let mut headers = HeaderMap::new();
+        headers.insert(TOKEN[0], guest.sign(60).parse().unwrap());
+        assert_eq!(guest.read("/instanceID", &headers, Duration::ZERO).status(), StatusCode::OK);
+        assert_eq!(guest.about().data["instanceID"], "cl-2");
     }
 }

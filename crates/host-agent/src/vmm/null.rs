@@ -2,13 +2,15 @@
 //! of the layers above use it, with a thousand hosts in one process. No part of a capsule runs.
 //! Unit tests use its machine alone.
 
-use super::{Driver, Error, Found, Machine, Saved, Spec, Threads, VmmRecord};
+use super::{Driver, Error, Found, Machine, Metadata, Saved, Spec, Threads, VmmRecord};
 use crate::snapshot::memory::Memory;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use types::Isolation;
 
@@ -132,6 +134,15 @@ impl Machine for NullMachine {
         self.saves.fetch_add(1, Ordering::AcqRel);
         let wrote = state.write_all(b"null").map(|()| None);
         std::future::ready(wrote.map_err(|e| Error::new("cannot write the state", e))).boxed()
+    }
+
+    fn moved<'a>(
+        &'a self,
+        _: &'a Path,
+        _: &'a Metadata,
+    ) -> BoxFuture<'a, Result<Arc<dyn Machine>, Error>> {
+        let machine = Self { record: self.record.clone(), ..Self::at(0) };
+        std::future::ready(Ok(Arc::new(machine) as Arc<dyn Machine>)).boxed()
     }
 
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {

@@ -22,7 +22,6 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use types::Isolation;
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -123,7 +122,7 @@ impl Qemu {
             ]));
         }
         let service = spec.namespace.as_ref().map(|at| metadata::serve(at, &spec.metadata));
-        service.transpose()?;
+        let service = service.transpose()?;
         let group = (self.accelerator == Accelerator::Kvm).then(kvm::group).flatten();
         let command = VmmCommand {
             program: Path::new(PROGRAM),
@@ -140,7 +139,7 @@ impl Qemu {
         };
         let pid = i32::try_from(sys::spawn_vmm(command)?.id()).map_err(io::Error::other)?;
         let record = VmmRecord::of(pid, None).ok_or(io::ErrorKind::NotFound)?;
-        Ok(QemuMachine { record, dir: spec.dir, full: AtomicBool::new(false) })
+        Ok(QemuMachine::new(record, spec.dir, service))
     }
 
     fn machine_args(&self, spec: &Spec) -> Vec<String> {
@@ -269,13 +268,12 @@ impl Driver for Qemu {
         if !found.record.is_alive() {
             return None;
         }
-        if let Some(namespace) = found.namespace
-            && let Err(error) = metadata::serve(namespace, &found.metadata)
-        {
+        let served = found.namespace.map(|at| metadata::serve(at, &found.metadata));
+        let warn = |error: &io::Error| {
             tracing::warn!(%error, "cannot serve the metadata of an adopted guest");
-        }
-        let (record, dir) = (found.record.clone(), found.dir.to_owned());
-        Some(Box::new(QemuMachine { record, dir, full: AtomicBool::new(false) }))
+        };
+        let service = served.and_then(|served| served.inspect_err(warn).ok());
+        Some(Box::new(QemuMachine::new(found.record.clone(), found.dir.to_owned(), service)))
     }
 }
 

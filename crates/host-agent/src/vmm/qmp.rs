@@ -18,6 +18,11 @@ use tokio::net::UnixStream;
 const LIMIT: Duration = Duration::from_secs(5);
 /// Delay before another attempt to connect.
 const TURN: Duration = Duration::from_millis(10);
+/// Questions for the end of a load that follow each other at once. QEMU answers between the steps
+/// of the load, so the answers set the pace.
+const EAGER: usize = 32;
+/// Delay between later such questions.
+const PAUSE: Duration = Duration::from_millis(1);
 /// Longest line that is accepted, in bytes. The longest answer to a command here has some hundred
 /// bytes.
 const LINE_MAX: u64 = 1 << 20;
@@ -108,6 +113,19 @@ impl Qmp {
         Ok(status["status"].as_str().unwrap_or_default().to_owned())
     }
 
+    /// Waits until QEMU has loaded the state of a machine. The caller limits the time.
+    pub(super) async fn loaded(&mut self) -> io::Result<()> {
+        let mut asked = 0;
+        loop {
+            match self.status().await?.as_str() {
+                "inmigrate" if asked < EAGER => asked += 1,
+                "inmigrate" => tokio::time::sleep(PAUSE).await,
+                "paused" | "prelaunch" => return Ok(()),
+                other => return Err(io::Error::other(format!("the machine is `{other}`"))),
+            }
+        }
+    }
+
     /// Waits for the guest's own end: a shutdown, a reset, a panic. Sets `full` when QEMU has
     /// stopped the guest because the host's disk is full. Such a stop is a pause and no end.
     pub(super) async fn guest_ended(&mut self, full: &AtomicBool) -> io::Result<String> {
@@ -185,6 +203,39 @@ mod tests {
         let watch = async { Qmp::connect(dir.path(), EVENTS).await?.guest_ended(&full).await };
         let (ended, ()) = tokio::join!(watch, serve);
         (ended, full.load(Ordering::Acquire))
+    }
+
+    /// Plays a QEMU that reports these states in turn, the last one for ever. Returns the number of
+    /// questions too.
+    async fn loaded(states: &[&str]) -> (io::Result<()>, usize) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut qmp = Qmp(BufReader::new(ours));
+        let mut asked = 0;
+        let serve = async {
+            let mut theirs = BufReader::new(theirs);
+            while theirs.read_line(&mut String::new()).await.unwrap() > 0 {
+                let state = states[asked.min(states.len() - 1)];
+                asked += 1;
+                let answer = json!({ "return": { "status": state } });
+                theirs.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+            }
+        };
+        let done = tokio::select! {
+            done = qmp.loaded() => done,
+            () = serve => unreachable!("the other end stays open"),
+        };
+        (done, asked)
+    }
+
+    #[tokio::test]
+    async fn load_ends_with_a_paused_machine_and_fails_with_any_other() {
+        let (done, asked) = loaded(&["inmigrate", "inmigrate", "paused"]).await;
+        assert!(done.is_ok() && asked == 3, "{done:?} {asked}");
+        let (done, _) = loaded(&["inmigrate", "internal-error"]).await;
+        assert!(done.unwrap_err().to_string().contains("`internal-error`"));
+        let slow: Vec<&str> = vec!["inmigrate"; EAGER + 3].into_iter().chain(["paused"]).collect();
+        let (done, asked) = loaded(&slow).await;
+        assert!(done.is_ok() && asked == EAGER + 4, "{done:?} {asked}");
     }
 
     #[tokio::test]

@@ -1,20 +1,23 @@
 //! The parts of a capsule that a boot makes: disk, saved memory, network, control group, and the
 //! client for its guest.
 
+use super::disk::PendingDisk;
 use crate::builders::BuilderDisks;
 use crate::capsule::record::CapsuleRecord;
-use crate::capsule::{Error, io_error, snapshot_error, unless_cancelled};
+use crate::capsule::{Error, files, io_error, snapshot_error, unless_cancelled};
 use crate::context::AgentContext;
 use crate::guest::{Guest, Identity, Route};
 use crate::network::Network;
 use crate::network::egress::Guard;
 use crate::network::namespace::Namespace;
 use crate::room::Claim;
-use crate::snapshot::{Layers, Snapshot};
+use crate::snapshot::{DiskCopy, Layers, Snapshot};
 use crate::storage;
 use crate::version::{self, Version};
 use crate::vmm::{Disks, Machine, Metadata, Saved, Spec};
 use daemon::blocking;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -62,20 +65,29 @@ pub(in crate::capsule) fn metadata(record: &CapsuleRecord) -> Metadata {
     Metadata { capsule: record.id.to_string(), template: record.template.clone() }
 }
 
-/// Makes a capsule's network, if the driver needs networks.
+/// Makes a capsule's network, if the driver needs networks. On return, the record in the capsule's
+/// folder names the network.
 pub(super) async fn wire(
     context: &AgentContext,
     egress: &Egress,
+    record: &CapsuleRecord,
+    dir: &Path,
 ) -> Result<Option<Network>, Error> {
-    match &context.networks {
-        None => Ok(None),
-        Some(networks) => Ok(Some(networks.create(egress).await?)),
+    let Some(networks) = &context.networks else { return Ok(None) };
+    let network = networks.create(egress).await?;
+    let record = CapsuleRecord { slot: Some(network.slot), ..record.clone() };
+    if let Err(error) = files::note(&record, dir).await {
+        // An open tap would hold the network.
+        drop(network);
+        unwire(context, &record, dir).await;
+        return Err(error);
     }
+    Ok(Some(network))
 }
 
 /// Takes a capsule's network down unless the written record names the network. Whoever undoes the
 /// boot finds only a network that is written down.
-pub(super) async fn unwire(context: &AgentContext, record: &CapsuleRecord, dir: &Path) {
+async fn unwire(context: &AgentContext, record: &CapsuleRecord, dir: &Path) {
     let written = CapsuleRecord::load(dir).and_then(|written| written.slot);
     if let (Some(networks), Some(slot)) = (&context.networks, record.slot)
         && written != Some(slot)
@@ -126,7 +138,7 @@ impl Below {
 }
 
 /// Makes a capsule's disk, and links the read-only disks below it. A builder's disks come from its
-/// build.
+/// build. A copy of a saved disk goes on after the return.
 pub(super) async fn disks(
     context: &AgentContext,
     record: &CapsuleRecord,
@@ -134,30 +146,43 @@ pub(super) async fn disks(
     from: Option<&Snapshot>,
     builder: Option<&BuilderDisks>,
     cancel: &CancellationToken,
-) -> Result<Disks, Error> {
+) -> Result<(Disks, Option<PendingDisk>), Error> {
     let below = match builder.cloned() {
         Some(BuilderDisks { image, read_only }) => Below { image, layers: read_only },
         None => Below::of(context, record, from),
     };
     let none = |_| Error::NoTemplate(record.template.clone());
     let copied = from.map_or(0, Snapshot::disk_bytes) + below.copied(dir);
-    let _claim = context.room.claim(copied)?;
+    let claim = context.room.claim(copied)?;
     let image = storage::link_image(&below.image, dir).map_err(none)?;
     let read_only = storage::link_layers(&below.layers, dir).map_err(none)?;
-    let (at, mib, from) = (dir.to_owned(), record.resources.disk_mib, from.cloned());
-    let ends = cancel.clone();
-    // A removal waits for this thread, which then ends early. So nothing is written after the
-    // removal.
-    let own = blocking(move || match from {
-        None => storage::make_disk(&at, mib),
+    let (own, pending) = match from {
+        None => (new_disk(dir, record.resources.disk_mib, cancel).await?, None),
         Some(snapshot) => {
-            let none = || std::io::Error::from(std::io::ErrorKind::NotFound);
-            snapshot.copy_disk(&at.join(storage::DISK), &ends)?.ok_or_else(none)
+            let (own, copy) = begin_copy(dir, snapshot.clone()).await?;
+            (own, Some(PendingDisk::begin(copy, claim, cancel)))
         }
-    });
-    let own = own.await.map_err(snapshot_error("cannot create the capsule's disk"));
+    };
     let placeholders = record.placeholders;
-    Ok(Disks { image, own: unless_cancelled(cancel, own)?, read_only, placeholders })
+    Ok((Disks { image, own, read_only, placeholders }, pending))
+}
+
+/// Makes an empty disk.
+async fn new_disk(dir: &Path, mib: u32, cancel: &CancellationToken) -> Result<File, Error> {
+    let at = dir.to_owned();
+    let made = blocking(move || storage::make_disk(&at, mib)).await;
+    unless_cancelled(cancel, made.map_err(snapshot_error("cannot create the capsule's disk")))
+}
+
+/// Makes the file of a saved disk's copy, with its size. Returns the file for the machine too.
+async fn begin_copy(dir: &Path, snapshot: Snapshot) -> Result<(File, DiskCopy), Error> {
+    let at = dir.join(storage::DISK);
+    let begin = move || {
+        let none = || io::Error::from(io::ErrorKind::NotFound);
+        let copy = snapshot.begin_disk(&at)?.ok_or_else(none)?;
+        Ok((copy.file()?, copy))
+    };
+    blocking(begin).await.map_err(snapshot_error("cannot create the capsule's disk"))
 }
 
 /// Returns the words of a machine's kernel command line that other machines lack.
@@ -253,6 +278,7 @@ pub(in crate::capsule) fn identity(context: &AgentContext, record: &CapsuleRecor
         user: None,
         workdir: None,
         path: None,
+        metadata: Some(metadata(record).json()),
         fresh: true,
     };
     // A guest without an image of its own lacks the version's users and folders.
@@ -325,6 +351,8 @@ mod tests {
         assert_eq!(told.path.as_deref(), Some("/opt/x:/bin"));
         assert_eq!((told.envs["A"].as_str(), told.envs["C"].as_str()), ("create", "create"));
         assert!(!told.envs.contains_key("B"), "the build's variables are the build's alone");
+        let about = serde_json::json!({ "instanceID": record.id.to_string(), "envID": "" });
+        assert_eq!(told.metadata, Some(about));
         record.version = None;
         let told = identity(&context, &record);
         assert_eq!((told.user.as_deref(), told.path), (Some("user"), None));
@@ -377,8 +405,9 @@ mod tests {
         // The program that makes file systems is not in each environment of unit tests.
         let cancel = CancellationToken::new();
         let made = disks(&context, &record, &own, None, Some(&builder), &cancel).await;
-        if let Ok(made) = made {
+        if let Ok((made, pending)) = made {
             assert_eq!(made.read_only.len(), 2);
+            assert!(pending.is_none());
         }
         assert_eq!(fs::read(own.join("layer-2.ext4")).unwrap(), b"image");
     }

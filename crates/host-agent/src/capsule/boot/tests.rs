@@ -222,3 +222,35 @@ async fn failed_start_command_fails_the_boot_with_its_text() {
     assert!(text.starts_with("start command failed: error running start command: exit status 2"));
     assert_eq!(stubbed.record.phase, Phase::Starting);
 }
+
+#[tokio::test]
+async fn step_beside_failed_work_is_finished_and_its_failure_comes_first() {
+    let finished = std::cell::Cell::new(false);
+    let step = async {
+        tokio::task::yield_now().await;
+        finished.set(true);
+        Ok(())
+    };
+    let done = beside(step, async { Err(Error::Silent) }).await;
+    assert!(matches!(done, Err(Error::Silent)) && finished.get());
+    let failed = || async { Err(Error::Stopping) };
+    let done = beside(failed(), async { Err(Error::Silent) }).await;
+    assert!(matches!(done, Err(Error::Stopping)));
+    // Work that hangs is given up.
+    let done = beside(failed(), std::future::pending()).await;
+    assert!(matches!(done, Err(Error::Stopping)));
+    beside(async { Ok(()) }, async { Ok(()) }).await.unwrap();
+}
+
+#[tokio::test]
+async fn record_of_a_restored_capsule_names_its_machine_and_says_running() {
+    let mut stubbed = Stubbed::new(with_commands(false)).await;
+    let saved = stubbed.saved(None);
+    let ready = stubbed.boot(Origin::Resume(saved)).await.unwrap();
+    let dir = files::folder(&stubbed.context, stubbed.record.id);
+    let written = CapsuleRecord::load(&dir).unwrap();
+    assert_eq!(written, stubbed.record);
+    assert_eq!(written.phase, Phase::Running);
+    assert_eq!(written.machine, Some(ready.running.machine.record()));
+    assert!(!stubbed.identities()[0].0["epoch"]["fresh"].as_bool().unwrap());
+}

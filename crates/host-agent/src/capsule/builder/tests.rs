@@ -15,6 +15,7 @@ use daemon::Tasks;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use types::BuildId;
 
 /// Writes the superblock of a disk, as a guest leaves it that has written all or not all of its
@@ -38,6 +39,12 @@ fn setup(dir: &Path, record: CapsuleRecord, state: State) -> (Host, CapsuleRecor
     record.save(&folder).unwrap();
     host.registry.insert(record.id, Capsule::new(&record, state));
     (host, record, folder)
+}
+
+/// Marks a capsule as running, as its boot does.
+fn run(host: &Host, id: CapsuleId, running: Running) {
+    let ready = Ready { running, stages: Vec::new(), kind: None, life: Lifetime::default() };
+    liveness::run(host, id, ready);
 }
 
 #[tokio::test]
@@ -109,6 +116,43 @@ async fn disk_of_a_paused_capsule_is_copied_from_its_last_snapshot() {
     assert!(matches!(copied, Err(Error::Unsaved(_))), "{copied:?}");
 }
 
+/// Returns a host with a builder that runs.
+async fn setup_builder(dir: &Path) -> (Host, CapsuleId, Arc<dyn crate::vmm::Machine>) {
+    let build = BuildId::new();
+    let (builds, phase) = (Some(build), Phase::Running);
+    let record = CapsuleRecord { builds, phase, ..CapsuleRecord::unknown() };
+    let (host, record, _) = setup(dir, record, State::Running);
+    fs::create_dir_all(dir.join("builds").join(build.to_string())).unwrap();
+    let (at, _) = stub::start().await;
+    let machine: Arc<dyn crate::vmm::Machine> = Arc::new(NullMachine::at(at.port()));
+    let guest = Guest::new(Route::Loopback(at), "", 1, Tasks::default());
+    run(&host, record.id, Running { machine: Arc::clone(&machine), guest });
+    (host, record.id, machine)
+}
+
+#[tokio::test]
+async fn machine_of_a_builder_that_gives_its_disk_away_is_not_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, id, machine) = setup_builder(dir.path()).await;
+    let seen = host.changes.wait(0, Duration::ZERO).await;
+    take_disk(&host, id).await.unwrap();
+    liveness::lost(&host, id, &machine.record(), "the VMM ended".to_owned()).await;
+    assert_eq!(host.registry.state(id), Some(State::Stopping));
+    assert_eq!(host.changes.wait(seen, Duration::ZERO).await, seen);
+}
+
+#[tokio::test]
+async fn killed_builder_is_listed_as_being_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, id, _) = setup_builder(dir.path()).await;
+    for _ in 0..2 {
+        end(&host, id).await.unwrap();
+        assert_eq!(host.registry.state(id), Some(State::Stopping));
+    }
+    assert!(host.registry.machine(id).unwrap().is_none());
+    assert!(matches!(end(&host, CapsuleId::new()).await, Err(Error::NotFound(_))));
+}
+
 #[tokio::test]
 async fn running_capsule_stands_still_only_while_its_disk_is_copied() {
     let dir = tempfile::tempdir().unwrap();
@@ -123,8 +167,7 @@ async fn running_capsule_stands_still_only_while_its_disk_is_copied() {
         machine: Arc::clone(&machine) as Arc<dyn crate::vmm::Machine>,
         guest: Guest::new(Route::Loopback(at), "", 1, Tasks::default()),
     };
-    let ready = Ready { running, stages: Vec::new(), kind: None, life: Lifetime::default() };
-    liveness::run(&host, record.id, ready);
+    run(&host, record.id, running);
     let to = dir.path().join("copy");
     let copied = copy_upper(&host, record.id, to.clone()).await.unwrap();
     assert_eq!(copied.version, None);

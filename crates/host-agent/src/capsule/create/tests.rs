@@ -2,19 +2,23 @@
 
 use super::*;
 use crate::builders::{Level, StartLog};
+use crate::capsule::State;
 use crate::capsule::capture::PauseMode;
+use crate::capsule::destroy::destroy;
 use crate::capsule::pause::pause;
+use crate::capsule::store::{Stored, template_path};
 use crate::context::AgentContext;
 use crate::guest::stub;
 use crate::vmm::null::NullDriver;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use types::CapsuleId;
 use types::resources::Resources;
 
 struct Setup {
     host: Host,
     seen: Arc<stub::Seen>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Setup {
@@ -23,7 +27,17 @@ impl Setup {
         let (at, seen) = stub::start().await;
         let driver = Box::new(NullDriver { port: at.port() });
         let context = AgentContext::for_tests(dir.path(), driver);
-        Self { host: Host::new(Arc::new(context), None), seen, _dir: dir }
+        Self { host: Host::new(Arc::new(context), None), seen, dir }
+    }
+
+    /// Returns a host with an empty store, and the store.
+    async fn with_store() -> (Self, Arc<Stored>) {
+        let mut setup = Self::new().await;
+        let [kept, sending] = ["kept", "sending"].map(|name| setup.dir.path().join(name));
+        let store = store::Store::open(kept.to_str().unwrap(), None, std::iter::empty()).unwrap();
+        let stored = Arc::new(Stored::new(store, sending).unwrap());
+        setup.host.stored = Some(Arc::clone(&stored));
+        (setup, stored)
     }
 
     /// Returns the record of a capsule whose template this host does not have by name.
@@ -119,5 +133,54 @@ async fn builder_needs_disks_of_its_build_and_is_never_paused() {
     assert_eq!(setup.saved(id).builds, Some(build));
     let paused = pause(&setup.host, id, None, PauseMode::Memory).await;
     assert!(matches!(paused, Err(Error::Invalid(_))), "{paused:?}");
-    assert_eq!(setup.host.registry.state(id), Some(crate::capsule::State::Running));
+    assert_eq!(setup.host.registry.state(id), Some(State::Running));
+}
+
+#[tokio::test]
+async fn capsule_is_listed_during_each_fetch_and_removal_ends_the_fetch() {
+    let (setup, stored) = Setup::with_store().await;
+    let host = &setup.host;
+    if host.context.room.claim(0).is_err() {
+        return;
+    }
+    let (snapshot, version) = (SnapshotId::new(), BuildId::new());
+    let owned = VersionRef { id: version, team: "owners".to_owned() };
+    let origins = [
+        (format!("snapshots/{snapshot}"), Source { snapshot: Some(snapshot), ..Source::default() }),
+        (template_path(&version.to_string()), Source { version: Some(owned), ..Source::default() }),
+        (template_path("web"), Source::default()),
+    ];
+    for (name, from) in origins {
+        let lock = stored.fetch_lock(&name);
+        let held = lock.lock().await;
+        let record = setup.record();
+        let id = record.id;
+        let removal = async {
+            while host.registry.state(id) != Some(State::Starting) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            destroy(host, id, None).await
+        };
+        let both = async { tokio::join!(create(host, record, from), removal) };
+        let ended = tokio::time::timeout(Duration::from_secs(20), both).await;
+        let (created, removed) = ended.expect(&name);
+        assert!(matches!(created, Err(Error::Stopping)), "{name}: {created:?}");
+        removed.unwrap();
+        assert_eq!(host.registry.state(id), None);
+        drop(held);
+    }
+}
+
+#[tokio::test]
+async fn host_without_memory_refuses_before_it_fetches() {
+    let (setup, stored) = Setup::with_store().await;
+    let snapshot = SnapshotId::new();
+    let lock = stored.fetch_lock(&format!("snapshots/{snapshot}"));
+    let _held = lock.lock().await;
+    let mut record = setup.record();
+    record.resources.memory_mib = 2048;
+    let from = Source { snapshot: Some(snapshot), ..Source::default() };
+    let creating = create(&setup.host, record, from);
+    let created = tokio::time::timeout(Duration::from_secs(20), creating).await.unwrap();
+    assert!(matches!(created, Err(Error::NoCapacity(_))), "{created:?}");
 }

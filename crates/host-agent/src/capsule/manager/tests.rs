@@ -6,6 +6,7 @@ mod thaws;
 use super::*;
 use crate::capsule::State;
 use crate::capsule::boot::Ready;
+use crate::capsule::destroy::wait_gone;
 use crate::capsule::due::pause_due;
 use crate::capsule::lifetime::Due;
 use crate::capsule::record::Phase;
@@ -255,6 +256,7 @@ async fn removal_ends_pause_that_waits_for_guest() {
     removed.unwrap();
     assert_eq!(machine.counts(), (0, 0));
     assert_eq!(state(&manager, id), None);
+    wait_gone(&manager.host, id).await.unwrap();
     assert!(!files::folder(&manager.host.context, id).exists());
 }
 

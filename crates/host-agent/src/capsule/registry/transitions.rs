@@ -81,7 +81,8 @@ pub(in crate::capsule) enum EndOutcome {
 /// Moves of a create.
 impl Registry {
     /// Registers a capsule as `Starting`, if `has_room` agrees. `has_room` gets the MiB of memory
-    /// of all capsules. An entry that exists stays, and its lock orders the creates.
+    /// of all capsules. An entry that exists stays, and its lock orders the creates. An id with
+    /// remains of a removed capsule is refused.
     pub(in crate::capsule) fn admit(
         &self,
         record: &CapsuleRecord,
@@ -92,6 +93,9 @@ impl Registry {
             return Ok(capsule.admission());
         }
         check(record.id, None, Request::Create)?;
+        if self.remains(record.id).is_some() {
+            return Err(Error::Stopping);
+        }
         has_room(memory_mib(&capsules))?;
         let capsule = Capsule::new(record, State::Starting);
         let admission = capsule.admission();
@@ -210,10 +214,20 @@ impl Registry {
 /// Moves of a fetch. The host lists a capsule that is being fetched as `Resuming`, so that the
 /// platform does not take it for lost.
 impl Registry {
-    /// Lists a capsule while it is being fetched, unless this host has it.
-    pub(in crate::capsule) fn begin_fetch(&self, id: CapsuleId, generation: u64) {
+    /// Lists a capsule while it is being fetched, unless this host has it. Returns the token by
+    /// which a removal cancels the fetch. An id with remains of a removed capsule is refused, since
+    /// their removal would take the fetched files.
+    pub(in crate::capsule) fn begin_fetch(
+        &self,
+        id: CapsuleId,
+        generation: u64,
+    ) -> Result<CancellationToken, Error> {
+        let mut capsules = self.lock();
+        if self.remains(id).is_some() {
+            return Err(Error::Stopping);
+        }
         let new = || Capsule { generation, ..Capsule::unknown(State::Resuming) };
-        self.lock().entry(id).or_insert_with(new);
+        Ok(capsules.entry(id).or_insert_with(new).cancel.clone())
     }
 
     /// Marks a fetched capsule as paused on this host; false when it was removed meanwhile.
@@ -245,13 +259,17 @@ impl Registry {
 /// Moves of a removal, and of other ends.
 impl Registry {
     /// Cancels the capsule's operation under way. An unknown capsule is listed meanwhile. So no
-    /// other call begins a capsule of this id while its leftovers are removed.
+    /// other call begins a capsule of this id while its leftovers are removed. Returns `None` for a
+    /// capsule that an earlier removal has put out of reach.
     pub(in crate::capsule) fn begin_destroy(
         &self,
         id: CapsuleId,
         newest: Option<u64>,
-    ) -> Result<CapsuleLock, Error> {
+    ) -> Result<Option<CapsuleLock>, Error> {
         let mut capsules = self.lock();
+        if self.remains(id).is_some() && !capsules.contains_key(&id) {
+            return Ok(None);
+        }
         let state = capsules.get(&id).map(|capsule| &capsule.state);
         check(id, state, Request::Destroy)?;
         let capsule = capsules.entry(id).or_insert_with(|| Capsule::unknown(State::Stopping));
@@ -259,7 +277,7 @@ impl Registry {
             return Err(Error::Stale);
         }
         capsule.cancel.cancel();
-        Ok(Arc::clone(&capsule.lock))
+        Ok(Some(Arc::clone(&capsule.lock)))
     }
 
     /// Cancels the operation that has the lock. Another one may have taken the lock since the last
@@ -277,7 +295,8 @@ impl Registry {
         });
     }
 
-    /// Marks a capsule as being removed, and takes its machine. The caller holds `lock`.
+    /// Marks a capsule as being removed, and takes its machine. The caller holds `lock`. The end of
+    /// that machine is then no loss.
     pub(in crate::capsule) fn stop(
         &self,
         id: CapsuleId,
@@ -447,7 +466,7 @@ mod tests {
         let cancel = registry.change(record.id, |capsule| capsule.renew_cancel()).unwrap();
         assert!(matches!(registry.begin_destroy(record.id, Some(4)), Err(Error::Stale)));
         assert!(!cancel.is_cancelled());
-        let lock = registry.begin_destroy(record.id, Some(5)).unwrap();
+        let lock = registry.begin_destroy(record.id, Some(5)).unwrap().unwrap();
         assert!(cancel.is_cancelled());
         assert!(matches!(registry.stop(record.id, &lock, Some(5)), Ok(Stop::Stopping(None))));
         assert_eq!(registry.state(record.id), Some(State::Stopping));

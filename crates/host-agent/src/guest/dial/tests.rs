@@ -46,6 +46,19 @@ const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\
     upgrade: tcp\r\n\r\n";
 
 #[tokio::test]
+async fn loopback_is_dialled_with_the_newest_token() {
+    let (dialer, mut told) = guest(SWITCHED).await;
+    let port = closed().await;
+    let later = dialer.renewed(&Signal::default(), Tasks::default());
+    dialer.set_token("newer".into());
+    for (dialer, token) in [(&dialer, "newer"), (&later, "secret")] {
+        let _stream = dialer.dial(&port).await.unwrap();
+        let head = told.recv().await.unwrap();
+        assert!(head.contains(&format!("x-access-token: {token}\r\n")), "{head}");
+    }
+}
+
+#[tokio::test]
 async fn refused_port_is_dialled_through_envd_with_capsule_token() {
     let (dialer, mut told) = guest(SWITCHED).await;
     let port = closed().await;

@@ -75,10 +75,12 @@ fn config(dir: &Path) -> Config {
     Config {
         dir: dir.to_owned(),
         network: String::new(),
+        ready_networks: 0,
         dns: Vec::new(),
         driver: DriverChoice::Auto,
         firecracker: FirecrackerChoice::default(),
         memory_mib: 0,
+        ready_memory_percent: 0,
         vcpus: 0,
         disk_mib: 0,
         registries: crate::images::settings::Registries::default(),

@@ -62,6 +62,13 @@ impl Jail {
         Ok(Self { name: name.to_owned(), uid, own, root })
     }
 
+    /// Returns the jail after its capsule's folder became `dir`.
+    pub(super) fn moved(&self, dir: &Path) -> Self {
+        let own = dir.join(OWN);
+        let root = self.root.strip_prefix(&self.own).map_or_else(|_| own.clone(), |r| own.join(r));
+        Self { own, root, ..self.clone() }
+    }
+
     /// Makes the folders, empty.
     pub(super) fn make(&self) -> io::Result<()> {
         storage::remove_all(&self.own)?;

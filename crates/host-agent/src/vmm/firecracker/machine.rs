@@ -9,14 +9,14 @@ use super::jail::Jail;
 use super::output::Output;
 use crate::snapshot::memory::Memory;
 use crate::sys;
-use crate::vmm::{Error, Machine, Threads, VmmRecord, kill_record, wait_record};
+use crate::vmm::{Error, Machine, Metadata, Threads, VmmRecord, kill_record, wait_record};
 use daemon::{Tasks, blocking};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ pub(super) struct FirecrackerMachine {
     pub api: Arc<Api>,
     pub record: VmmRecord,
     pub jail: Jail,
-    pub outputs: Option<Outputs>,
+    pub outputs: Option<Arc<Outputs>>,
 }
 
 /// Outputs of a machine, which are read until this is dropped.
@@ -81,7 +81,7 @@ impl FirecrackerMachine {
         let warn = |error: &io::Error| {
             tracing::warn!(%error, name = jail.name, "cannot read the output of a machine");
         };
-        let outputs = outputs.inspect_err(warn).ok();
+        let outputs = outputs.inspect_err(warn).ok().map(Arc::new);
         Self { api, record, jail, outputs }
     }
 
@@ -202,6 +202,25 @@ impl Machine for FirecrackerMachine {
         async move {
             let captured = self.capture(state, bytes).await;
             captured.map(Some).map_err(|e| Error::new("Firecracker cannot write a snapshot", e))
+        }
+        .boxed()
+    }
+
+    /// Each file of the jail is open or found anew below the folder, so the jail moves with it.
+    fn moved<'a>(
+        &'a self,
+        dir: &'a Path,
+        metadata: &'a Metadata,
+    ) -> BoxFuture<'a, Result<Arc<dyn Machine>, Error>> {
+        async move {
+            // Connections are kept by the root's path.
+            self.api.forget(&self.jail.root);
+            let jail = self.jail.moved(dir);
+            let put = self.api.put(&jail.root, "/mmds", metadata.json()).await;
+            put.map_err(|e| Error::new("cannot replace the guest's metadata", e))?;
+            let (api, outputs) = (Arc::clone(&self.api), self.outputs.clone());
+            let moved = Self { api, record: self.record.clone(), jail, outputs };
+            Ok(Arc::new(moved) as Arc<dyn Machine>)
         }
         .boxed()
     }

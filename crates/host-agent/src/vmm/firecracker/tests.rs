@@ -66,6 +66,7 @@ fn setup() -> Option<Setup> {
     let config = crate::Config {
         dir: dir.path().to_owned(),
         network: String::new(),
+        ready_networks: 0,
         dns: Vec::new(),
         driver: crate::DriverChoice::Firecracker,
         firecracker: FirecrackerChoice {
@@ -74,6 +75,7 @@ fn setup() -> Option<Setup> {
             ..FirecrackerChoice::default()
         },
         memory_mib: 0,
+        ready_memory_percent: 0,
         vcpus: 0,
         disk_mib: 0,
         registries: crate::images::settings::Registries::default(),
@@ -180,7 +182,7 @@ async fn jailed_vm_boots_freezes_snapshots_and_restores() {
     assert_eq!(processes_of("one", &setup.folder("other")), [] as [i32; 0]);
     found.thaw().await.unwrap();
     assert_eq!(setup.state("one").await, "Running");
-    crate::vmm::kill_named("one", &setup.folder("one")).await.unwrap();
+    crate::vmm::kill_named("one", &setup.folder("one"), &setup.folder("one")).await.unwrap();
     assert_eq!(found.ended().await, "the VMM ended");
     // The saved machine is restored, by itself and with a layer above it.
     let images = setup.folder("memory");

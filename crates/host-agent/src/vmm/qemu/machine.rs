@@ -1,20 +1,21 @@
 //! A running QEMU process. Its sockets for commands stay in the capsule's folder, so that a later
 //! agent can use them too.
 
+use super::super::metadata::Service;
 use super::super::qmp::{self, Qmp};
-use super::super::{Error, Machine, Saved, Threads, VmmRecord};
+use super::super::{Error, Machine, Metadata, Saved, Threads, VmmRecord};
 use super::super::{kill_record, overwrite, wait_record};
 use crate::snapshot::memory::{self, Memory};
-use daemon::blocking;
+use daemon::{blocking, lock};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
 use std::fs::File;
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Bytes of console output that QEMU keeps; QEMU requires a power of two.
@@ -35,18 +36,36 @@ const VCPU: &str = "CPU ";
 pub(super) struct QemuMachine {
     pub record: VmmRecord,
     pub dir: PathBuf,
+    /// Metadata service of the guest; `None` without a network.
+    service: Option<Service>,
     /// True while QEMU has stopped the guest because the host's disk is full.
-    pub full: AtomicBool,
+    full: AtomicBool,
+    /// Connection that loaded the machine, for the next command. QEMU serves one connection at a
+    /// time, so no further one is made meanwhile.
+    loaded: Mutex<Option<Qmp>>,
 }
 
 impl QemuMachine {
+    pub(super) fn new(record: VmmRecord, dir: PathBuf, service: Option<Service>) -> Self {
+        Self { record, dir, service, full: AtomicBool::new(false), loaded: Mutex::default() }
+    }
+
+    /// Returns a connection for commands.
+    async fn commands(&self) -> io::Result<Qmp> {
+        let loaded = lock(&self.loaded).take();
+        match loaded {
+            Some(qmp) => Ok(qmp),
+            None => Qmp::connect(&self.dir, qmp::COMMANDS).await,
+        }
+    }
+
     async fn watch(&self) -> io::Result<String> {
         Qmp::connect(&self.dir, qmp::EVENTS).await?.guest_ended(&self.full).await
     }
 
     /// Appends new output from QEMU's ring buffer to the console file, and keeps the end of it.
     async fn drain_console(&self) -> io::Result<()> {
-        let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
+        let mut qmp = self.commands().await?;
         let arguments = json!({ "device": "console", "size": CONSOLE, "format": "base64" });
         let read = qmp.command("ringbuf-read", arguments).await?;
         use base64::Engine;
@@ -89,7 +108,7 @@ impl QemuMachine {
     }
 
     async fn ask(&self, command: &str) -> io::Result<()> {
-        let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
+        let mut qmp = self.commands().await?;
         qmp.command(command, json!({})).await.map(|_| ())
     }
 
@@ -105,16 +124,14 @@ impl QemuMachine {
             let work = move || memory::install(&above, &to, address, bytes);
             blocking(work).await?;
         }
-        qmp.pass(&saved.state, "getfd", json!({ "fdname": "state" })).await?;
-        qmp.command("migrate-incoming", json!({ "uri": "fd:state" })).await?;
-        loop {
-            let status = qmp.command("query-status", json!({})).await?;
-            match status["status"].as_str() {
-                Some("inmigrate") => tokio::time::sleep(Duration::from_millis(1)).await,
-                Some("paused" | "prelaunch") => return Ok(()),
-                other => return Err(io::Error::other(format!("the machine is {other:?}"))),
-            }
-        }
+        let loaded = tokio::time::timeout(LIMIT, async {
+            qmp.pass(&saved.state, "getfd", json!({ "fdname": "state" })).await?;
+            qmp.command("migrate-incoming", json!({ "uri": "fd:state" })).await?;
+            qmp.loaded().await
+        });
+        loaded.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        *lock(&self.loaded) = Some(qmp);
+        Ok(())
     }
 
     fn kept_console(&self) -> Vec<u8> {
@@ -160,7 +177,7 @@ impl Machine for QemuMachine {
 
     fn freeze(&self) -> BoxFuture<'_, Result<(), Error>> {
         let stop = async {
-            let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
+            let mut qmp = self.commands().await?;
             qmp.command("stop", json!({})).await?;
             // QEMU obeys even when the guest has ended and there is nothing to stop.
             match qmp.status().await? {
@@ -185,7 +202,7 @@ impl Machine for QemuMachine {
 
     fn is_stopped(&self) -> BoxFuture<'_, Result<bool, Error>> {
         let ask = async {
-            let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
+            let mut qmp = self.commands().await?;
             Ok(qmp.status().await? != "running")
         };
         self.limited("cannot read the guest's status", ask).boxed()
@@ -198,7 +215,7 @@ impl Machine for QemuMachine {
 
     fn save(&self, state: File, bytes: u64) -> BoxFuture<'_, Result<Option<Memory>, Error>> {
         let work = async move {
-            let mut qmp = Qmp::connect(&self.dir, qmp::COMMANDS).await?;
+            let mut qmp = self.commands().await?;
             let set = qmp.pass(&state, "add-fd", json!({})).await?["fdset-id"].take();
             // The migration is not live, so that the disks stay open to this process.
             let to = json!({ "filename": format!("/dev/fdset/{set}"), "live": false });
@@ -211,6 +228,26 @@ impl Machine for QemuMachine {
             Ok(Some(memory))
         };
         self.limited("cannot save the state of the machine", work).boxed()
+    }
+
+    /// Connections over the sockets go on, since new ones alone need the path.
+    fn moved<'a>(
+        &'a self,
+        dir: &'a Path,
+        metadata: &'a Metadata,
+    ) -> BoxFuture<'a, Result<Arc<dyn Machine>, Error>> {
+        let set = self.service.as_ref().map_or(Ok(()), |service| service.set(metadata));
+        let moved = set.map(|()| -> Arc<dyn Machine> {
+            Arc::new(Self {
+                record: self.record.clone(),
+                dir: dir.to_owned(),
+                service: self.service.clone(),
+                full: AtomicBool::new(self.waits_for_room()),
+                loaded: Mutex::new(lock(&self.loaded).take()),
+            })
+        });
+        let moved = moved.map_err(|e| Error::new("cannot replace the guest's metadata", e));
+        std::future::ready(moved).boxed()
     }
 
     fn kill(&self) -> BoxFuture<'_, Result<(), Error>> {
