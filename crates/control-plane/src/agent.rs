@@ -87,7 +87,8 @@ impl Dialer {
         notice_silence(&stream)?;
         let Some(cert_store) = &self.cert_store else { return Ok(Box::new(stream)) };
         let server = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
-        let stream = TlsConnector::from(cert_store.current()).connect(server, stream).await?;
+        let connector = TlsConnector::from(cert_store.current());
+        let stream = connector.connect(server, hop::ReadAhead::new(stream)).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(|certs| certs.first());
         let shown = shown.map(|cert| pki::fingerprint(cert)).unwrap_or_default();
         if !self.is_known(to, &shown).await {
@@ -213,9 +214,30 @@ impl Agent {
         id: CapsuleId,
         token: &str,
         path: &str,
+        request: Request<Body>,
+    ) -> Result<Response<hop::Body>> {
+        self.forward_to((id, protocol::ENVD_PORT), token, path, request).await
+    }
+
+    /// Sends a request to the code interpreter in a capsule. Body and answer are streamed.
+    pub(crate) async fn interpret(
+        &self,
+        id: CapsuleId,
+        token: &str,
+        path: &str,
+        request: Request<Body>,
+    ) -> Result<Response<hop::Body>> {
+        self.forward_to((id, protocol::INTERPRETER_PORT), token, path, request).await
+    }
+
+    /// Sends a request to one of the two ports in a capsule that take envd's token.
+    async fn forward_to(
+        &self,
+        (id, port): (CapsuleId, u16),
+        token: &str,
+        path: &str,
         mut request: Request<Body>,
     ) -> Result<Response<hop::Body>> {
-        let port = protocol::ENVD_PORT;
         let uri = format!("/proxy/{id}/{port}{path}");
         *request.uri_mut() =
             uri.parse().map_err(|_| Error::invalid("path", "is not a valid path"))?;

@@ -1,27 +1,36 @@
-//! Files that clients upload for COPY steps. A host keeps them, and the database knows which.
+//! Files that clients upload for COPY steps. A host keeps them, and the database knows which. A team
+//! has bounded room on a host: archives that no build under way needs leave for new ones, those first
+//! that were not used for the longest time.
 
 use crate::app::App;
 use crate::db;
+use crate::db::build_files::Wanted;
 use crate::db::templates::Template;
 use crate::error::{Error, Result};
 use crate::scheduler::{Holders, PlacementRequest, ResourceAmounts};
 use axum::body::Body;
 use futures::StreamExt;
 use recipe::steps::is_hash;
+use sqlx::PgConnection;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use types::resources::Resources;
 use types::{HostId, TeamId};
 
 /// Most bytes of one archive, and of a team's archives on one host.
 pub(crate) const FILE_MAX: u64 = 2 << 30;
 const TEAM_MAX: u64 = 10 << 30;
+/// Time in which a host removes archives that made room. The host removes the rest by its own rule.
+const REMOVE: Duration = Duration::from_secs(10);
+/// Most archives that are removed at once.
+const AT_ONCE: usize = 4;
 
 /// Checks the form of a hash.
 pub(crate) fn check_hash(hash: &str) -> Result<()> {
     match is_hash(hash) {
         true => Ok(()),
-        false => Err(Error::invalid("Invalid", "files hash")),
+        false => Err(Error::invalid_as_e2b("files hash")),
     }
 }
 
@@ -62,19 +71,61 @@ pub(crate) async fn put(
     }
     let _share = app.load.team(team)?;
     let host = host(app, team, template).await?;
-    let held = db::build_files::held(&app.db, team, host).await?;
-    if held.saturating_add(length.unwrap_or(0)) > TEAM_MAX {
-        let what = format!("{} of {} MiB of uploaded files are in use", held >> 20, TEAM_MAX >> 20);
-        return Err(Error::LimitReached("the team", what));
-    }
+    make_room(app, Wanted { team, hash, host, bytes: length.unwrap_or(0) }).await?;
     let bytes = send(app, host, team, hash, length, body).await?;
+    let recorded = record(app, Wanted { team, hash, host, bytes }, template).await;
+    if matches!(recorded, Err(Error::LimitReached(..))) {
+        remove(app, host, team, vec![hash.to_owned()]).await;
+    }
+    recorded.map(|()| bytes)
+}
+
+/// Makes room for an archive before it is sent.
+async fn make_room(app: &App, wanted: Wanted<'_>) -> Result<()> {
     let mut tx = app.db.begin().await?;
+    let evicted = claim(&mut tx, wanted).await?;
+    tx.commit().await?;
+    remove(app, wanted.host, wanted.team, evicted).await;
+    Ok(())
+}
+
+/// Records an archive that a host has. Other uploads may have taken the room meanwhile, so the room
+/// is made anew in the same transaction.
+async fn record(app: &App, wanted: Wanted<'_>, template: Option<&Template>) -> Result<()> {
+    let Wanted { team, hash, host, bytes } = wanted;
+    let mut tx = app.db.begin().await?;
+    let evicted = claim(&mut tx, wanted).await?;
     db::build_files::insert(&mut *tx, team, hash, host, bytes).await?;
     if let Some(template) = template {
         db::templates::set_build_host(&mut *tx, template.id, host).await?;
     }
     tx.commit().await?;
-    Ok(bytes)
+    remove(app, host, team, evicted).await;
+    Ok(())
+}
+
+/// Removes the rows of the archives that make room. Refuses an archive that does not fit beside
+/// those that builds under way need.
+async fn claim(tx: &mut PgConnection, wanted: Wanted<'_>) -> Result<Vec<String>> {
+    db::limits::hold(tx, wanted.team).await?;
+    let room = db::build_files::make_room(tx, wanted, TEAM_MAX).await?;
+    if room.used.saturating_add(wanted.bytes) > TEAM_MAX {
+        let (used, most) = (room.used >> 20, TEAM_MAX >> 20);
+        let what = format!("builds under way use {used} of {most} MiB of uploaded files");
+        return Err(Error::LimitReached("the team", what));
+    }
+    Ok(room.evicted)
+}
+
+/// Has a host remove archives. A host that keeps some reports them, and they count again.
+async fn remove(app: &App, host: HostId, team: TeamId, hashes: Vec<String>) {
+    let removing = hashes.into_iter().map(|hash| async move {
+        if let Err(error) = app.agent(host).remove_build_files(team, &hash).await {
+            tracing::warn!(%host, %error, "cannot remove uploaded files");
+        }
+    });
+    let removing = futures::stream::iter(removing).buffer_unordered(AT_ONCE).collect::<Vec<()>>();
+    let _ = tokio::time::timeout(REMOVE, removing).await;
 }
 
 /// Streams an archive to a host, and counts its bytes.

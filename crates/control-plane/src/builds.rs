@@ -1,5 +1,18 @@
 //! Builds of templates: declared, begun, listed, cancelled. A build that is declared waits for its
 //! steps, as E2B's clients send them later. The leading replica runs the builds that have begun.
+//!
+//! ```text
+//!   declare               begin               complete (run/end.rs)
+//!  ─────────▶ Waiting ───────────▶ Building ──────────▶ Ready
+//!                │                    │ fail (run/end.rs)
+//!                │ cancel, expire,    ▼
+//!                │ supersede, fail  ┌─────┐
+//!                └─────────────────▶│Error│
+//!                                   └─────┘
+//! ```
+//! `create` declares and begins in one transaction. `cancel` only marks a build in `Building`, and
+//! the replica that runs the build then fails it. Each move is a compare-and-set of its name in
+//! `db/builds.rs` or `db/build_runs.rs`.
 
 mod bases;
 pub(crate) mod changes;
@@ -8,10 +21,9 @@ mod masked;
 pub(crate) mod of_capsule;
 mod request;
 pub(crate) mod run;
-pub(crate) mod sources;
 
 pub(crate) use logs::{Follow, follow, line_to_api, lines};
-pub(crate) use request::read;
+pub(crate) use request::read_request;
 
 use self::bases::{Prepared, prepare};
 use crate::app::App;
@@ -25,8 +37,8 @@ use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::policy::{Action, Confinement, Resource};
 use crate::registries;
-use recipe::BuildSpec;
 use recipe::names::Reference;
+use recipe::{BuildSpec, Source, Stage};
 use serde_json::json;
 use sqlx::PgConnection;
 use sqlx::types::Json;
@@ -119,7 +131,7 @@ async fn enter(
     db::limits::hold(&mut tx, caller.team).await?;
     let template = template(&mut tx, caller, &name, &wanted, &limits).await?;
     db::builds::supersede(&mut *tx, template.id, &tags, SUPERSEDED).await?;
-    check_limits(&mut tx, caller.team, &limits).await?;
+    check_limits(&mut tx, caller.team, &limits, DECLARED).await?;
     let begun = steps.is_some();
     let row = row(caller, id, &template, wanted.size, steps.as_ref());
     db::builds::insert(&mut *tx, &row, sealed.as_deref()).await?;
@@ -155,7 +167,7 @@ async fn own_name(app: &App, caller: Caller, reference: &Reference) -> Result<St
     if let Some(namespace) = &reference.namespace {
         let slug = db::teams::slug(&app.db, caller.team).await?;
         if slug.as_ref() != Some(namespace) {
-            return Err(Error::invalid("Invalid", "name: the namespace is not the team's own"));
+            return Err(Error::invalid_as_e2b("name: the namespace is not the team's own"));
         }
     }
     Ok(reference.name.clone())
@@ -181,6 +193,7 @@ async fn template(
 ) -> Result<Template> {
     if let Some(found) = db::templates::lock(tx, caller.team, name).await? {
         caller.may(Action::CapsulesAdmin, Resource::Template(found.id))?;
+        crate::templates::check_common(caller, &found)?;
         return Ok(found);
     }
     if caller.confinement != Confinement::default() {
@@ -202,10 +215,16 @@ async fn template(
     made.ok_or(Error::NotFound("template"))
 }
 
-/// Checks that the team may have one more build under way, and more bytes of templates.
-async fn check_limits(tx: &mut PgConnection, team: TeamId, limits: &Limits) -> Result<()> {
+/// Checks that the team may have one more build under way, and more bytes of templates. Waiting
+/// builds count only if they are of the last `minutes`.
+async fn check_limits(
+    tx: &mut PgConnection,
+    team: TeamId,
+    limits: &Limits,
+    minutes: i32,
+) -> Result<()> {
     if let Some(most) = limits.builds.map(NonZeroU32::get) {
-        let under_way = db::builds::under_way(&mut *tx, team, DECLARED).await?;
+        let under_way = db::builds::under_way(&mut *tx, team, minutes).await?;
         if under_way >= i64::from(most) {
             return Err(Error::TooManyBuilds(most.into()));
         }
@@ -260,34 +279,32 @@ fn row(
     }
 }
 
-/// Records that a build uses uploaded files, and the host that has them.
+/// Records that a build uses uploaded files, and the host that has them. Files that made room for
+/// others since they were found are missing.
 async fn note_files(tx: &mut PgConnection, row: &Build, prepared: &Prepared) -> Result<()> {
-    if !prepared.files.is_empty() {
-        db::build_files::touch(&mut *tx, row.team_id, &prepared.files).await?;
+    let Some(host) = prepared.host else { return Ok(()) };
+    let (team, files) = (row.team_id, &prepared.files);
+    let there = db::build_files::touch(&mut *tx, team, host, files).await?;
+    if let Some(missing) = files.iter().find(|hash| !there.contains(hash)) {
+        return Err(Error::FilesMissing(missing.clone()));
     }
-    if let Some(host) = prepared.host {
-        db::templates::set_build_host(&mut *tx, row.template_id, host).await?;
-    }
-    Ok(())
+    Ok(db::templates::set_build_host(&mut *tx, row.template_id, host).await?)
 }
 
 /// Encrypts a build's own login, for the registry of its first image.
 fn seal(app: &App, id: BuildId, spec: &BuildSpec, login: api::PutRegistryLogin) -> Result<Vec<u8>> {
     let image =
-        spec.recipe.stages.iter().flat_map(sources::of_stage).find_map(|source| match source {
-            recipe::Source::Image(image) => Some(image),
-            recipe::Source::Template(_)
-            | recipe::Source::Capsule(_)
-            | recipe::Source::Stage(_)
-            | recipe::Source::Scratch => None,
+        spec.recipe.stages.iter().flat_map(Stage::sources).find_map(|source| match source {
+            Source::Image(image) => Some(image),
+            Source::Template(_) | Source::Capsule(_) | Source::Stage(_) | Source::Scratch => None,
         });
     let image = image.ok_or_else(|| Error::invalid("login", "needs an image"))?;
-    registries::seal_for_build(app, id, &image, login)
+    registries::seal_for_build(app, id, image, login)
 }
 
 /// Begins a declared build. Steps that cannot be built end the build with a reason, as E2B's service
 /// does; the request itself succeeds.
-pub(crate) async fn start(app: &App, caller: Caller, id: BuildId, steps: Steps) -> Result<()> {
+pub(crate) async fn begin(app: &App, caller: Caller, id: BuildId, steps: Steps) -> Result<()> {
     let build = get(app, caller, id).await?;
     caller.may(Action::CapsulesAdmin, Resource::Template(build.template_id))?;
     let not_waiting = || Error::invalid("build", "is not in waiting state");
@@ -298,8 +315,8 @@ pub(crate) async fn start(app: &App, caller: Caller, id: BuildId, steps: Steps) 
     let prepared = match prepare(app, caller, &spec).await {
         Ok(prepared) => prepared,
         Err(refusal) => {
-            let Some(step) = refusal.step else { return Err(refusal.error) };
-            let (step, message) = (Some(step), refusal.error.to_string());
+            let Some(part) = refusal.part else { return Err(refusal.error) };
+            let (step, message) = (Some(part.to_string()), refusal.error.to_string());
             let reason = Reason { message, step, output: Vec::new() };
             return match db::builds::fail_waiting(&app.db, id, &reason).await? {
                 true => Ok(()),
@@ -315,12 +332,9 @@ pub(crate) async fn start(app: &App, caller: Caller, id: BuildId, steps: Steps) 
     if !db::templates::lock_by_id(&mut tx, build.template_id).await? {
         return Err(Error::NotFound("build"));
     }
-    // The build itself may have waited for long, and then does not count.
-    let most = limits.builds.map(NonZeroU32::get);
-    let under_way = db::builds::under_way(&mut *tx, caller.team, 0).await?;
-    if let Some(most) = most.filter(|most| under_way >= i64::from(*most)) {
-        return Err(Error::TooManyBuilds(most.into()));
-    }
+    // No waiting build counts, since this build is a waiting one. Other builds may have filled the
+    // team's room since this one was declared.
+    check_limits(&mut tx, caller.team, &limits, 0).await?;
     let begun = Begun {
         spec: &spec,
         bases: &prepared.bases,
@@ -439,7 +453,7 @@ fn one_to_api(row: Build, template: String, tags: Vec<String>, whole: bool) -> a
     }
 }
 
-/// Returns the sizes that builds have by default.
+/// Returns the resources of a build's machines. An absent value is the platform's default.
 pub(crate) fn size(
     vcpus: Option<u32>,
     memory_mib: Option<u32>,

@@ -24,15 +24,17 @@ const CHANNELS_MAX: i64 = 32;
 /// Longest URL, in bytes.
 const URL_MAX: usize = 2000;
 /// Kinds of events.
-pub(crate) const EVENTS: [&str; 12] = [
+pub(crate) const EVENTS: [&str; 14] = [
     "capsule.created",
     "capsule.running",
     "capsule.paused",
     "capsule.error",
     "capsule.missing",
     "capsule.destroyed",
+    "template.build.started",
     "template.build.ready",
     "template.build.failed",
+    "template.build.cancelled",
     "template.snapshot.created",
     "template.snapshot.deleted",
     "host.up",

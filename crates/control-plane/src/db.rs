@@ -25,6 +25,7 @@ pub(crate) mod leader;
 pub(crate) mod limits;
 pub(crate) mod listen;
 pub(crate) mod makers;
+pub(crate) mod new_capsule;
 pub(crate) mod pool;
 pub(crate) mod registry_logins;
 pub(crate) mod retention;

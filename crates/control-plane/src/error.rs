@@ -4,7 +4,7 @@
 use axum::response::{IntoResponse, Response};
 use connectrpc::{ConnectError, ErrorCode};
 use http::{HeaderValue, StatusCode};
-use protocol::{ENVD_PORT, Refusal};
+use protocol::{ENVD_PORT, INTERPRETER_PORT, Refusal};
 use std::sync::Arc;
 use std::time::Duration;
 use types::resources::OutOfRange;
@@ -39,6 +39,12 @@ pub enum Error {
     TooLarge(usize),
     #[error("the request needs `{0}`, which your role or key does not have")]
     Forbidden(&'static str),
+    #[error("sign-up is off here; ask an admin of the platform for an invitation")]
+    SignUpOff,
+    #[error("the template belongs to another team")]
+    OthersTemplate,
+    #[error("the template is common to all teams, so only operators of the platform change it")]
+    CommonTemplate,
     #[error("this key is restricted to a capsule or a template, and the request goes beyond it")]
     Confined,
     #[error("this route needs a signed-in user; API keys are not accepted")]
@@ -133,6 +139,14 @@ pub enum Error {
     PortClosed(u16),
     #[error("the program in the capsule {0}")]
     BadAnswer(&'static str),
+    #[error(
+        "the capsule has no code interpreter; create it from a template that has it, such as \
+         code-interpreter"
+    )]
+    NoCodeInterpreter,
+    /// Failure in a code interpreter, in the interpreter's words.
+    #[error("the code interpreter failed: {0}")]
+    InterpreterFailed(String),
     #[error("the program in the capsule sent nothing for {} s", hop::SILENCE.as_secs())]
     GuestSilent,
     #[error("no capacity: {0}")]
@@ -191,6 +205,12 @@ impl Error {
         Self::Invalid { field: field.into(), message: message.into() }
     }
 
+    /// Makes the error of an invalid value in E2B's form, `Invalid name: …`. E2B's clients look for
+    /// its begin, so the field stands after the word.
+    pub(crate) fn invalid_as_e2b(what: impl Into<String>) -> Self {
+        Self::invalid("Invalid", what)
+    }
+
     /// Makes the error of a request that the guest refused, in the guest's words.
     pub(crate) fn refused_by_guest(message: &str) -> Self {
         Self::invalid("the guest refused the request:", printable(message))
@@ -208,6 +228,9 @@ impl Error {
             }
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Forbidden(_)
+            | Self::SignUpOff
+            | Self::OthersTemplate
+            | Self::CommonTemplate
             | Self::Confined
             | Self::UserOnly
             | Self::NoTeam
@@ -221,6 +244,7 @@ impl Error {
             | Self::OwnsTeam(_)
             | Self::NotRunning(_)
             | Self::Interrupted
+            | Self::NoCodeInterpreter
             | Self::SnapshotDamaged { .. }
             | Self::SnapshotIncompatible(_) => StatusCode::CONFLICT,
             Self::Invalid { .. }
@@ -247,7 +271,10 @@ impl Error {
             | Self::HostUnavailable
             | Self::GuestUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut(_) | Self::GuestSilent => StatusCode::GATEWAY_TIMEOUT,
-            Self::PortClosed(_) | Self::BadAnswer(_) | Self::MailFailed => StatusCode::BAD_GATEWAY,
+            Self::PortClosed(_)
+            | Self::BadAnswer(_)
+            | Self::InterpreterFailed(_)
+            | Self::MailFailed => StatusCode::BAD_GATEWAY,
             Self::TooManyConnections
             | Self::TooManyAtOnce(_)
             | Self::TooManyReaders
@@ -273,7 +300,11 @@ impl Error {
             Self::NotSupported(_) => "not_supported",
             Self::TooLarge(_) => "too_large",
             Self::Unauthenticated => "unauthorized",
-            Self::Forbidden(_) | Self::Confined => "forbidden",
+            Self::Forbidden(_)
+            | Self::SignUpOff
+            | Self::OthersTemplate
+            | Self::CommonTemplate
+            | Self::Confined => "forbidden",
             Self::UserOnly => "user_only",
             Self::NoTeam => "no_team",
             Self::NotOurPage => "csrf",
@@ -312,6 +343,8 @@ impl Error {
             Self::TooManyConnections => "too_many_connections",
             Self::PortClosed(_) => "port_closed",
             Self::BadAnswer(_) => "bad_answer",
+            Self::NoCodeInterpreter => "no_code_interpreter",
+            Self::InterpreterFailed(_) => "interpreter_failed",
             Self::GuestSilent => "guest_silent",
             Self::NoCapacity(_) => "no_capacity",
             Self::DatabaseUnavailable => "database_unavailable",
@@ -410,6 +443,15 @@ impl Error {
                 Self::GuestUnavailable
             }
             refusal => Self::from_refusal(refusal, ENVD_PORT),
+        }
+    }
+
+    /// Makes the error of a request for a code interpreter that the host's agent refused.
+    pub(crate) fn from_interpreter_refusal(refusal: &HeaderValue) -> Self {
+        match Refusal::parse(refusal.as_bytes()) {
+            // envd holds the port open wherever the capsule's image has the interpreter.
+            Some(Refusal::PortClosed) => Self::NoCodeInterpreter,
+            refusal => Self::from_refusal(refusal, INTERPRETER_PORT),
         }
     }
 

@@ -9,6 +9,7 @@ mod build_logs;
 mod builds;
 mod capsules;
 mod channels;
+mod code;
 pub(crate) mod compat_e2b;
 pub(crate) mod compat_wrenn_v0;
 mod contents;
@@ -59,7 +60,7 @@ fn documented() -> Routes {
         .route(Rule::Platform, routes!(status::metrics))
         .route(Rule::Open, routes!(document))
         .route(Rule::Open, routes!(docs::page));
-    with_accounts(with_hosts(with_templates(with_capsules(routes))))
+    with_accounts(with_hosts(with_templates(with_code(with_capsules(routes)))))
 }
 
 /// Adds the routes of capsules, their contents and snapshots.
@@ -102,6 +103,20 @@ fn with_capsules(routes: Routes) -> Routes {
         .route(READ_ALL, routes!(snapshots::list))
         .route(READ_ALL, routes!(snapshots::get))
         .route(CHANGE_ALL, routes!(snapshots::delete))
+}
+
+/// Adds the routes of the code interpreter.
+fn with_code(routes: Routes) -> Routes {
+    routes
+        .route(EXEC, routes!(code::run))
+        .route(EXEC, routes!(code::attach))
+        .route(EXEC, routes!(code::interrupt))
+        .route(EXEC, routes!(code::list, code::create))
+        .route(EXEC, routes!(code::get, code::delete))
+        .route(EXEC, routes!(code::restart))
+        .route(EXEC, routes!(code::interrupt_context))
+        .route(EXEC, routes!(code::complete))
+        .route(EXEC, routes!(code::variables))
 }
 
 /// Adds the routes of templates and their builds. The rules let keys pass that are confined to a

@@ -14,6 +14,7 @@ mod cache;
 mod capsules;
 mod changes;
 mod channels;
+mod code;
 mod db;
 mod domains;
 mod e2b;

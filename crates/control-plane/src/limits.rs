@@ -127,6 +127,20 @@ pub(crate) fn beyond(limits: &Limits, held: Held, more: Held) -> Option<String> 
     })
 }
 
+/// Returns the most that may be held before `more` is added. [`beyond`] finds nothing for these
+/// holdings, and something for any larger ones. Pure.
+pub(crate) fn most_before(limits: &Limits, more: Held) -> Held {
+    let most = |limit: Option<u64>, more: i64| match limit {
+        Some(limit) if more > 0 => i64::try_from(limit).unwrap_or(i64::MAX) - more,
+        _ => i64::MAX,
+    };
+    Held {
+        capsules: most(limits.capsules.map(|most| most.get().into()), more.capsules),
+        vcpus: most(limits.vcpus.map(|most| most.get().into()), more.vcpus),
+        memory_mib: most(limits.memory_mib.map(NonZeroU64::get), more.memory_mib),
+    }
+}
+
 /// Kinds of events with a limit per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Per {
@@ -177,6 +191,7 @@ fn after(ahead: Duration, rate: NonZeroU32) -> (Duration, Option<Duration>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn exceeded_limit_is_named() {
@@ -191,6 +206,30 @@ mod tests {
         assert_eq!(beyond(&limits, held(3, 0), Held { capsules: 0, ..more }), None);
         assert_eq!(beyond(&Limits::NONE, held(1 << 40, 1 << 40), more), None);
         assert!(!Limits::NONE.counts() && Limits::DEFAULT.counts());
+    }
+
+    proptest! {
+        /// The database compares with the bounds, and the error's text comes from `beyond`.
+        #[test]
+        fn holdings_fit_below_the_bounds_exactly_when_no_limit_is_exceeded(
+            limits in proptest::array::uniform3(0_u32..6),
+            held in proptest::array::uniform3(0_i64..6),
+            more in proptest::array::uniform3(0_i64..4),
+        ) {
+            let limits = Limits {
+                capsules: NonZeroU32::new(limits[0]),
+                vcpus: NonZeroU32::new(limits[1]),
+                memory_mib: NonZeroU64::new(limits[2].into()),
+                ..Limits::NONE
+            };
+            let of = |n: [i64; 3]| Held { capsules: n[0], vcpus: n[1], memory_mib: n[2] };
+            let (held, more) = (of(held), of(more));
+            let most = most_before(&limits, more);
+            let fits = held.capsules <= most.capsules
+                && held.vcpus <= most.vcpus
+                && held.memory_mib <= most.memory_mib;
+            prop_assert_eq!(fits, beyond(&limits, held, more).is_none());
+        }
     }
 
     #[test]

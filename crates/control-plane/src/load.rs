@@ -46,9 +46,9 @@ const PERSONS_STREAMS: Bounds = Bounds { all: 1000, each: 250 };
 const WAITING: Bounds = Bounds { all: 4096, each: 256 };
 /// Reads that may keep the database busy for long: of all, and of one team. The pool has twice as
 /// many connections as all of these.
-const DEAR: Bounds = Bounds { all: 8, each: 3 };
+const LONG_READS: Bounds = Bounds { all: 8, each: 3 };
 /// Time between two attempts to get a place for such a read.
-const DEAR_LOOK: Duration = Duration::from_millis(50);
+const LONG_READ_RETRY: Duration = Duration::from_millis(50);
 /// Concurrent queries for entries that the caches lack, such as unknown keys and capsules: of all
 /// networks, and of one. Known networks have more, and the pool has more connections than all of
 /// these.
@@ -87,7 +87,7 @@ pub(crate) struct Load {
     strangers_bodies: Shares<Payer>,
     hosts_bodies: Shares<Payer>,
     waiting: Shares<CapsuleId>,
-    dear: Shares<TeamId>,
+    long_reads: Shares<TeamId>,
     lookups: Shares<ClientNetwork>,
     passwords: Shares<ClientNetwork>,
 }
@@ -191,7 +191,7 @@ impl Load {
             strangers_bodies: Shares::default(),
             hosts_bodies: Shares::default(),
             waiting: Shares::default(),
-            dear: Shares::default(),
+            long_reads: Shares::default(),
             lookups: Shares::default(),
             passwords: Shares::default(),
         }
@@ -311,9 +311,9 @@ impl Load {
     }
 
     /// Waits for a place among the reads that may keep the database busy for long.
-    pub(crate) async fn dear(&self, team: TeamId) -> Result<Share<TeamId>> {
-        place(DEAR_LOOK, "concurrent long reads of this team", || self.dear.take(team, 1, DEAR))
-            .await
+    pub(crate) async fn long_read(&self, team: TeamId) -> Result<Share<TeamId>> {
+        let take = || self.long_reads.take(team, 1, LONG_READS);
+        place(LONG_READ_RETRY, "concurrent long reads of this team", take).await
     }
 
     /// Waits for a place among the queries for entries that the caches lack, for a client at an
@@ -469,9 +469,10 @@ mod tests {
     fn expensive_reads_of_one_team_leave_permits_for_others() {
         let load = Load::new(LIMITS);
         let (one, other) = (TeamId::new(), TeamId::new());
-        let held: Vec<_> = (0..3).map(|_| load.dear.take(one, 1, DEAR).unwrap()).collect();
-        assert_eq!(load.dear.take(one, 1, DEAR).unwrap_err(), Full::Each);
-        assert!(load.dear.take(other, 1, DEAR).is_ok());
+        let take = |_| load.long_reads.take(one, 1, LONG_READS).unwrap();
+        let held: Vec<_> = (0..3).map(take).collect();
+        assert_eq!(load.long_reads.take(one, 1, LONG_READS).unwrap_err(), Full::Each);
+        assert!(load.long_reads.take(other, 1, LONG_READS).is_ok());
         drop(held);
     }
 

@@ -1,6 +1,6 @@
 //! Checks the limits of a team and of the calling key. Each check runs in the transaction that
 //! takes the room, one at a time for each team. Two concurrent requests therefore never both get
-//! the last place.
+//! the last place. The insert of a capsule checks the team's limits itself, by [`Quota::most`].
 
 use crate::app::App;
 use crate::audit::Principal;
@@ -8,7 +8,7 @@ use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
-use crate::limits::{Held, Limits, Per, Stored, beyond, beyond_storage};
+use crate::limits::{Held, Limits, Per, Stored, beyond, beyond_storage, most_before};
 use sqlx::PgConnection;
 use types::{ApiKeyId, Isolation};
 
@@ -40,11 +40,25 @@ impl Quota {
         app.limiter.pass(team, Per::Create, rate).map_err(too_many)
     }
 
+    /// Returns the most that the team may hold before a new capsule; `None` if nothing is counted.
+    pub(crate) fn most(&self, capsule: &Capsule) -> Option<Held> {
+        self.team.counts().then(|| most_before(&self.team, one_more(capsule)))
+    }
+
+    /// Makes the error of a new capsule beside which the team holds more than [`Self::most`].
+    pub(crate) fn exceeded(&self, held: Held, capsule: &Capsule) -> Error {
+        let over = beyond(&self.team, held, one_more(capsule));
+        Error::LimitReached("the team", over.unwrap_or_else(|| "no room is left".to_owned()))
+    }
+
+    /// Returns the calling key, if its own limits bind a new capsule.
+    pub(crate) fn bound_key(&self) -> Option<ApiKeyId> {
+        self.caller.key().filter(|_| self.caller.limits.counts())
+    }
+
     /// Checks that there is room for one more capsule, and holds it until the transaction ends.
     pub(crate) async fn admit(&self, tx: &mut PgConnection, capsule: &Capsule) -> Result<()> {
-        let more = Held { capsules: 1, ..machine(capsule) };
-        let key = self.caller.key().filter(|_| self.caller.limits.counts());
-        self.check(tx, more, key).await
+        self.check(tx, one_more(capsule), self.bound_key()).await
     }
 
     /// Checks that there is room for a capsule that works for a build. It counts for the key that
@@ -54,8 +68,7 @@ impl Quota {
         tx: &mut PgConnection,
         capsule: &Capsule,
     ) -> Result<()> {
-        let more = Held { capsules: 1, ..machine(capsule) };
-        self.check(tx, more, capsule.created_by_key).await
+        self.check(tx, one_more(capsule), capsule.created_by_key).await
     }
 
     /// Checks that there is room for the machine of a capsule that is brought back. The machine
@@ -102,16 +115,10 @@ impl Quota {
     async fn check(&self, tx: &mut PgConnection, more: Held, key: Option<ApiKeyId>) -> Result<()> {
         // The lock is as strong as a row's reference to the team: the team cannot be deleted
         // meanwhile.
-        if !db::teams::hold(&mut *tx, self.caller.team).await? {
-            return Err(Error::NotFound("team"));
-        }
-        if self.team.counts() || key.is_some() {
-            db::limits::hold(tx, self.caller.team).await?;
-        }
-        if self.team.counts() {
-            let held = db::limits::held(&mut *tx, self.caller.team).await?;
-            refuse("the team", beyond(&self.team, held, more))?;
-        }
+        let counted = self.team.counts() || key.is_some();
+        let held = db::limits::admit(&mut *tx, self.caller.team, counted).await?;
+        let held = held.ok_or(Error::NotFound("team"))?;
+        refuse("the team", beyond(&self.team, held, more))?;
         if let Some(key) = key {
             for line in db::limits::of_key(&mut *tx, key).await? {
                 refuse("the key", beyond(&line.limits.limits(), line.held, more))?;
@@ -123,6 +130,11 @@ impl Quota {
 
 fn machine(capsule: &Capsule) -> Held {
     Held { capsules: 0, vcpus: capsule.vcpus.into(), memory_mib: capsule.memory_mib.into() }
+}
+
+/// Returns the holdings that a new capsule adds.
+fn one_more(capsule: &Capsule) -> Held {
+    Held { capsules: 1, ..machine(capsule) }
 }
 
 fn refuse(who: &'static str, over: Option<String>) -> Result<()> {

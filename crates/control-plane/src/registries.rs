@@ -3,7 +3,6 @@
 use crate::app::App;
 use crate::audit::Entry;
 use crate::auth::Caller;
-use crate::builds::sources;
 use crate::db;
 use crate::db::builds::Build;
 use crate::db::registry_logins::{Login, LoginKind};
@@ -180,8 +179,8 @@ pub(crate) fn seal_for_build(
 pub(crate) async fn of_build(app: &App, build: &Build) -> Result<Vec<SealedLogin>> {
     let mut images = BTreeSet::new();
     for stage in build.spec.iter().flat_map(|spec| &spec.recipe.stages) {
-        images.extend(sources::of_stage(stage).filter_map(|source| match source {
-            Source::Image(image) => Some(registry_of(&image)),
+        images.extend(stage.sources().filter_map(|source| match source {
+            Source::Image(image) => Some(registry_of(image)),
             Source::Template(_) | Source::Capsule(_) | Source::Stage(_) | Source::Scratch => None,
         }));
     }

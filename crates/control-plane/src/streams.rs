@@ -8,7 +8,7 @@ use crate::load::Streaming;
 use sqlx::PgPool;
 use std::time::Duration;
 use tokio::sync::broadcast;
-use types::{CapsuleId, ChannelId, HostId, SnapshotId, TeamId, TemplateId};
+use types::{BuildId, CapsuleId, ChannelId, HostId, SnapshotId, TeamId, TemplateId};
 
 /// Most events of one read.
 const PAGE: i64 = 500;
@@ -121,6 +121,15 @@ fn resource(kind: ResourceType, id: uuid::Uuid) -> String {
     }
 }
 
+/// Formats the id of a build in an event's details for the API.
+fn details(mut data: serde_json::Value) -> serde_json::Value {
+    let build = data.get("build").and_then(serde_json::Value::as_str);
+    if let Some(build) = build.and_then(|id| id.parse::<uuid::Uuid>().ok()) {
+        data["build"] = BuildId(build).to_string().into();
+    }
+    data
+}
+
 /// Converts an event to the API's form.
 pub(crate) fn to_api(event: Event) -> api::Event {
     let Cursor(tx, seq) = event.cursor();
@@ -130,7 +139,7 @@ pub(crate) fn to_api(event: Event) -> api::Event {
         event: event.kind,
         resource_id: resource(event.resource_type, event.resource_id),
         resource_type: event.resource_type.to_string(),
-        data: event.data,
+        data: details(event.data),
         created_at: event.created_at,
     }
 }
@@ -168,6 +177,14 @@ pub(crate) fn from_outbox(body: &serde_json::Value) -> Option<api::Event> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn build_in_the_details_of_an_event_is_an_id_of_the_api() {
+        let id = BuildId::new();
+        let told = details(serde_json::json!({ "build": id.0, "name": "web" }));
+        assert_eq!(told, serde_json::json!({ "build": id, "name": "web" }));
+        assert_eq!(details(serde_json::json!({ "name": "s" })), serde_json::json!({ "name": "s" }));
+    }
 
     #[test]
     fn event_cursor_is_parsed_and_garbage_is_refused() {

@@ -7,6 +7,7 @@ use crate::auth::{Caller, Operator};
 use crate::db;
 use crate::db::builds::{Build, BuildState};
 use crate::db::templates::{Overview, Template, Use};
+use crate::db::versions::Version;
 use crate::error::{Error, Result};
 use crate::policy::{Action, Confinement, Resource};
 use crate::versions;
@@ -16,6 +17,8 @@ use types::{BuildId, CapsuleId, Isolation, PLATFORM_TEAM, TeamId, TemplateId};
 
 /// Tags that stand for the only version of a template of the operator's.
 const OPERATORS_TAGS: [&str; 2] = [DEFAULT_TAG, "latest"];
+/// Name by which E2B's SDKs ask for the code interpreter, and the name of our template for it.
+const CODE_INTERPRETER: (&str, &str) = ("code-interpreter-v1", "code-interpreter");
 /// Most things in use that an error names.
 const USES_SHOWN: i64 = 5;
 
@@ -42,8 +45,8 @@ pub(crate) fn snapshot_name(reference: &Reference) -> Option<&str> {
     }
 }
 
-/// Finds the template that a reference names, by its id or its name. A name means the team's own
-/// template, or else the platform's. Other teams' public templates need their namespace.
+/// Finds the template that a reference names, by its id or its name. Other teams' public templates
+/// need their namespace, unless they are common.
 pub(crate) async fn find_template(
     app: &App,
     team: TeamId,
@@ -54,9 +57,59 @@ pub(crate) async fn find_template(
             db::templates::find_in(&app.db, team, namespace, &reference.name).await?
         }
         (None, Ok(id)) => db::templates::find_by_id(&app.db, team, id).await?,
-        (None, Err(_)) => db::templates::find(&app.db, team, &reference.name).await?,
+        (None, Err(_)) => find_by_name(app, team, &reference.name).await?,
     };
     Ok(found)
+}
+
+/// Finds the template that a name alone means: the team's own, or else the platform's, or else a
+/// common one. A snapshot of the team has priority over a common template.
+async fn find_by_name(app: &App, team: TeamId, name: &str) -> Result<Option<Template>> {
+    Ok(db::templates::find_named(&app.db, team, names_of(&[name, CODE_INTERPRETER.1])).await?)
+}
+
+/// Returns the names that a name stands for, of itself and our name of the code interpreter. E2B's
+/// name of the code interpreter is a second name of ours.
+fn names_of<'a>(both: &'a [&'a str; 2]) -> &'a [&'a str] {
+    let count = if both[0] == CODE_INTERPRETER.0 { 2 } else { 1 };
+    &both[..count]
+}
+
+/// A template with the version that a create starts from.
+pub(crate) struct Startable {
+    pub template: Template,
+    /// Ready version; `None` for a template that the operator put on the hosts.
+    pub version: Option<Version>,
+}
+
+/// Resolves a name as [`resolve`] does, to the facts that a create needs. A name without namespace
+/// and build takes one query.
+pub(crate) async fn find_startable(
+    app: &App,
+    team: TeamId,
+    reference: &Reference,
+) -> Result<Startable> {
+    let by_name = reference.namespace.is_none() && reference.name.parse::<TemplateId>().is_err();
+    let tag = match &reference.selector {
+        Some(Selector::Build(_)) => None,
+        Some(Selector::Tag(tag)) => Some(tag.as_str()),
+        None => Some(DEFAULT_TAG),
+    };
+    let Some(tag) = tag.filter(|_| by_name) else {
+        let Resolved { template, version } = resolve(app, team, reference).await?;
+        let Some(build) = version else { return Ok(Startable { template, version: None }) };
+        // The version may have been deleted since it was resolved.
+        let version = db::versions::find(&app.db, build.id).await?;
+        let version = Some(version.ok_or(Error::NotFound("template"))?);
+        return Ok(Startable { template, version });
+    };
+    let both = [reference.name.as_str(), CODE_INTERPRETER.1];
+    let found = db::templates::find_tagged(&app.db, team, names_of(&both), tag).await?;
+    let (template, version) = found.ok_or(Error::NotFound("template"))?;
+    if version.is_none() && !is_operators(&template, tag) {
+        return Err(no_version(&template, tag.to_owned()));
+    }
+    Ok(Startable { template, version })
 }
 
 /// Resolves a name to a template and its version. The caller checks that a confined key may use the
@@ -74,23 +127,31 @@ async fn version(
     template: &Template,
     selector: Option<&Selector>,
 ) -> Result<Option<Build>> {
-    let none = |tag: String| Error::NoVersion { template: template.name.clone(), tag };
     let tag = match selector {
         Some(Selector::Build(id)) => {
             let found = db::builds::find(&app.db, *id).await?.filter(|build| {
                 build.template_id == template.id && build.state == BuildState::Ready
             });
-            return found.map(Some).ok_or_else(|| none(id.to_string()));
+            return found.map(Some).ok_or_else(|| no_version(template, id.to_string()));
         }
         Some(Selector::Tag(tag)) => tag.as_str(),
         None => DEFAULT_TAG,
     };
     let found = db::tags::resolve(&app.db, template.id, tag).await?;
-    let operators = template.team_id == PLATFORM_TEAM && OPERATORS_TAGS.contains(&tag);
     match found {
-        None if !operators => Err(none(tag.to_owned())),
+        None if !is_operators(template, tag) => Err(no_version(template, tag.to_owned())),
         found => Ok(found),
     }
+}
+
+/// Reports whether a tag stands for the only version of a template of the operator's.
+fn is_operators(template: &Template, tag: &str) -> bool {
+    template.team_id == PLATFORM_TEAM && OPERATORS_TAGS.contains(&tag)
+}
+
+/// Makes the error of a template that has no version of this tag or build.
+fn no_version(template: &Template, tag: String) -> Error {
+    Error::NoVersion { template: template.name.clone(), tag }
 }
 
 /// Returns the templates of the caller's team and those that all teams share, by name. A key that
@@ -120,13 +181,24 @@ pub(crate) async fn get(app: &App, caller: Caller, name: &str) -> Result<Overvie
     found.ok_or(Error::NotFound("template"))
 }
 
-/// Returns a template that the caller's team owns, for a change. The platform's templates are the
-/// operators' to change.
+/// Returns a template that the caller's team owns, for an action. The platform's templates and
+/// common ones are the operators' to change.
 pub(crate) async fn own(app: &App, caller: Caller, name: &str, action: Action) -> Result<Template> {
     let found = find(app, caller, name).await?.filter(|found| found.team_id == caller.team);
     let found = found.ok_or(Error::NotFound("template"))?;
     caller.may(action, Resource::Template(found.id))?;
+    if action != Action::CapsulesRead {
+        check_common(caller, &found)?;
+    }
     Ok(found)
+}
+
+/// Refuses a change of a common template to everyone but operators, since all teams run it.
+pub(crate) fn check_common(caller: Caller, template: &Template) -> Result<()> {
+    match template.common && !caller.operator {
+        true => Err(Error::CommonTemplate),
+        false => Ok(()),
+    }
 }
 
 /// Makes a template of the team public or private.
@@ -144,6 +216,37 @@ pub(crate) async fn set_public(
     if db::templates::set_public(&mut *tx, found.id, public).await? {
         let entry = Entry::new(caller.team, caller.by, "template.publish", found.id);
         let entry = entry.with(json!({ "name": found.name, "public": public }));
+        db::audit::write(&mut *tx, &entry).await?;
+    }
+    tx.commit().await?;
+    get(app, caller, &found.id.to_string()).await
+}
+
+/// Makes a template of the team common and public, or no longer common. Only operators may do so,
+/// since every team then finds the template by its name.
+pub(crate) async fn set_common(
+    app: &App,
+    caller: Caller,
+    name: &str,
+    common: bool,
+) -> Result<Overview> {
+    if !caller.operator {
+        return Err(Error::Forbidden("platform"));
+    }
+    let found = own(app, caller, name, Action::CapsulesAdmin).await?;
+    if caller.confinement != Confinement::default() {
+        return Err(Error::Confined);
+    }
+    let taken = |error: sqlx::Error| match error.as_database_error() {
+        Some(error) if error.is_unique_violation() => {
+            Error::Conflict(format!("another template named `{}` is common", found.name))
+        }
+        _ => error.into(),
+    };
+    let mut tx = app.db.begin().await?;
+    if db::templates::set_common(&mut *tx, found.id, common).await.map_err(taken)? {
+        let entry = Entry::new(caller.team, caller.by, "template.set_common", found.id);
+        let entry = entry.with(json!({ "name": found.name, "common": common }));
         db::audit::write(&mut *tx, &entry).await?;
     }
     tx.commit().await?;
@@ -227,6 +330,7 @@ pub(crate) fn to_api(row: Overview, team: TeamId) -> api::Template {
         disk_mib: template.disk_mib.cast_signed(),
         isolation: template.isolation.to_string(),
         shared: template.team_id == PLATFORM_TEAM || template.public,
+        common: template.common && template.public,
         own,
         version: row.version.map(|id| id.to_string()),
         tags: row.tags,

@@ -10,7 +10,7 @@ use time::Date;
 
 /// Returns the usage of the caller's team by day in UTC, from the first day to the last.
 pub(crate) async fn by_day(app: &App, caller: Caller, from: Date, to: Date) -> Result<Vec<Day>> {
-    let _place = app.load.dear(caller.team).await?;
+    let _place = app.load.long_read(caller.team).await?;
     Ok(db::events::usage(&app.db, caller.team, from, to).await?)
 }
 
@@ -21,6 +21,6 @@ pub(crate) async fn series(
     seconds: i32,
     points: i32,
 ) -> Result<Vec<Point>> {
-    let _place = app.load.dear(caller.team).await?;
+    let _place = app.load.long_read(caller.team).await?;
     Ok(db::events::series(&app.db, caller.team, seconds, points).await?)
 }

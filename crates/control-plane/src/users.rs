@@ -66,7 +66,7 @@ async fn note(
 /// Starts a sign-up. A mail tells how it goes on.
 pub(crate) async fn sign_up(app: &App, by: Actor, wanted: api::SignUp) -> Result<()> {
     if app.accounts.sign_up == SignUp::Off {
-        return Err(Error::Forbidden("an invitation"));
+        return Err(Error::SignUpOff);
     }
     let email = check_email(&wanted.email)?;
     let name = check_title("name", &wanted.name)?;

@@ -121,8 +121,18 @@ impl Agent {
 
     /// Reports whether the host has an archive.
     pub(crate) async fn has_build_files(&self, team: TeamId, hash: &str) -> Result<bool> {
+        self.ask_files(Method::HEAD, team, hash).await
+    }
+
+    /// Removes an archive from the host. Succeeds for an unknown archive.
+    pub(crate) async fn remove_build_files(&self, team: TeamId, hash: &str) -> Result<()> {
+        self.ask_files(Method::DELETE, team, hash).await.map(|_| ())
+    }
+
+    /// Sends a request without a body about an archive. Returns `false` if the host lacks it.
+    async fn ask_files(&self, method: Method, team: TeamId, hash: &str) -> Result<bool> {
         let mut request = Request::new(hop::Body::empty());
-        *request.method_mut() = Method::HEAD;
+        *request.method_mut() = method;
         *request.uri_mut() = files_path(team, hash)?;
         let asking = tokio::time::timeout(ASK, self.exchange(request)).await;
         let answer = asking.ok().and_then(std::result::Result::ok).ok_or(Error::HostUnavailable)?;

@@ -29,7 +29,8 @@ pub(crate) async fn of_platform(
     page(app, None, filter, before, limit).await
 }
 
-/// Reads a page. The place is given back before the client reads, since a client may read slowly.
+/// Reads a page. The place among the long reads is free again before the client gets the page,
+/// since clients may be slow.
 async fn page(
     app: &App,
     team: Option<TeamId>,
@@ -37,6 +38,6 @@ async fn page(
     before: Option<AuditLogId>,
     limit: i64,
 ) -> Result<Vec<Row>> {
-    let _place = app.load.dear(team.unwrap_or(PLATFORM_TEAM)).await?;
+    let _place = app.load.long_read(team.unwrap_or(PLATFORM_TEAM)).await?;
     Ok(db::audit::list(&app.db, team, filter, before, limit).await?)
 }

@@ -2,7 +2,6 @@
 //! requested, so a tag that moves later changes nothing. The files of a capsule are those at the
 //! time of the build.
 
-use super::sources::{self, ARCHIVE};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db;
@@ -11,9 +10,10 @@ use crate::error::{Error, Result};
 use crate::policy::{Action, Resource};
 use crate::{registries, templates};
 use recipe::names::Reference;
-use recipe::steps::is_hash;
-use recipe::{BuildSpec, Dialect, Source};
+use recipe::steps::{ARCHIVE, is_hash};
+use recipe::{BuildSpec, Dialect, Recipe, Source, Stage};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use types::{CapsuleId, CapsuleState, HostId};
 
 /// A recipe that can be built.
@@ -30,13 +30,31 @@ pub(crate) struct Prepared {
 /// A recipe that cannot be built.
 pub(crate) struct Refusal {
     pub error: Error,
-    /// Part of the recipe at fault, in E2B's words; `None` for a request that is refused as a whole.
-    pub step: Option<String>,
+    /// Part of the recipe at fault; `None` for a request that is refused as a whole.
+    pub part: Option<Part>,
+}
+
+/// Part of a recipe, shown in the words that a host uses for the part where a build failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Everything below the last stage's steps: its source, and all earlier stages.
+    Base,
+    /// Step of the last stage, by its number from 1.
+    Step(usize),
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Base => f.write_str("base"),
+            Self::Step(number) => write!(f, "{number}"),
+        }
+    }
 }
 
 impl<E: Into<Error>> From<E> for Refusal {
     fn from(error: E) -> Self {
-        Self { error: error.into(), step: None }
+        Self { error: error.into(), part: None }
     }
 }
 
@@ -50,13 +68,13 @@ pub(crate) async fn prepare(
         |e: recipe::steps::Error| Error::invalid(e.place, format!("is invalid: {}", e.message));
     spec.recipe.check().map_err(wrong)?;
     let (mut names, mut capsules) = (BTreeSet::new(), BTreeSet::new());
-    for source in spec.recipe.stages.iter().flat_map(sources::of_stage) {
+    for source in spec.recipe.stages.iter().flat_map(Stage::sources) {
         match source {
-            Source::Template(name) => names.extend([name]),
-            Source::Capsule(id) => capsules.extend([id]),
+            Source::Template(name) => names.extend([name.as_str()]),
+            Source::Capsule(id) => capsules.extend([id.as_str()]),
             Source::Image(image) if !image.starts_with(ARCHIVE) => {
-                let refusal = |error| Refusal { error, step: Some("base".to_owned()) };
-                registries::check_image(&image).map_err(refusal)?;
+                let refusal = |error| Refusal { error, part: Some(Part::Base) };
+                registries::check_image(image).map_err(refusal)?;
             }
             Source::Image(_) | Source::Stage(_) | Source::Scratch => {}
         }
@@ -66,12 +84,12 @@ pub(crate) async fn prepare(
     }
     let mut bases = BTreeMap::new();
     for name in names {
-        let base = base(app, caller, spec.recipe.dialect, &name).await;
+        let base = base(app, caller, spec.recipe.dialect, name).await;
         let base = base.map_err(|error| match error.status().is_client_error() {
-            true => Refusal { error, step: Some("base".to_owned()) },
+            true => Refusal { error, part: Some(Part::Base) },
             false => Refusal::from(error),
         })?;
-        bases.insert(name, base);
+        bases.insert(name.to_owned(), base);
     }
     let (files, host) = files(app, caller, spec).await?;
     let last = spec.recipe.stages.last().map_or(0, |stage| stage.steps.len());
@@ -118,43 +136,13 @@ async fn base(app: &App, caller: Caller, dialect: Dialect, name: &str) -> Result
     })
 }
 
-/// Finds a host that has all files of the recipe. COPY steps without files are refused.
+/// Finds a host that has all files of the recipe.
 async fn files(
     app: &App,
     caller: Caller,
     spec: &BuildSpec,
 ) -> std::result::Result<(Vec<String>, Option<HostId>), Refusal> {
-    // The first step of each hash, for the reason of a failed build.
-    let mut hashes: BTreeMap<String, usize> = BTreeMap::new();
-    for stage in &spec.recipe.stages {
-        for (step, number) in stage.steps.iter().zip(1..) {
-            let Some(copy) = step.action.as_copy() else { continue };
-            match &copy.files {
-                Some(hash) if is_hash(hash) => {
-                    hashes.entry(hash.clone()).or_insert(number);
-                }
-                Some(_) => {
-                    return Err(Error::invalid("files", "must be a hash of 64 digits").into());
-                }
-                None if copy.from.is_none() && copy.inline.is_empty() => {
-                    let message =
-                        format!("of step {number} need `files`, or the build a `context`");
-                    return Err(Error::invalid("the sources", message).into());
-                }
-                None => {}
-            }
-        }
-    }
-    for source in spec.recipe.stages.iter().flat_map(sources::of_stage) {
-        if let Source::Image(image) = source
-            && let Some(hash) = image.strip_prefix(ARCHIVE)
-        {
-            if !is_hash(hash) {
-                return Err(Error::invalid("archive", "must be a hash of 64 digits").into());
-            }
-            hashes.entry(hash.to_owned()).or_insert(0);
-        }
-    }
+    let hashes = hashes(&spec.recipe)?;
     if hashes.is_empty() {
         return Ok((Vec::new(), None));
     }
@@ -171,9 +159,82 @@ async fn files(
     let has = has.unwrap_or_default();
     match hashes.iter().find(|(hash, _)| !has.contains(hash.as_str())) {
         None => Ok((wanted, host)),
-        Some((hash, number)) => Err(Refusal {
-            error: Error::FilesMissing(hash.clone()),
-            step: Some(if *number == 0 { "base".to_owned() } else { number.to_string() }),
-        }),
+        Some((hash, part)) => {
+            Err(Refusal { error: Error::FilesMissing(hash.clone()), part: Some(*part) })
+        }
+    }
+}
+
+/// Lists the hashes of a recipe's uploaded files, each with the first part that needs it. Refuses
+/// COPY steps without files. Pure.
+fn hashes(recipe: &Recipe) -> Result<BTreeMap<String, Part>> {
+    let mut hashes = BTreeMap::new();
+    let last = recipe.stages.len();
+    for (stage, at) in recipe.stages.iter().zip(1..) {
+        for (step, number) in stage.steps.iter().zip(1..) {
+            let Some(copy) = step.action.as_copy() else { continue };
+            let part = if at == last { Part::Step(number) } else { Part::Base };
+            match &copy.files {
+                Some(hash) if is_hash(hash) => {
+                    hashes.entry(hash.clone()).or_insert(part);
+                }
+                Some(_) => return Err(Error::invalid("files", "must be a hash of 64 digits")),
+                None if copy.from.is_none() && copy.inline.is_empty() => {
+                    let stage = if last == 1 { String::new() } else { format!(" of stage {at}") };
+                    let needs = "need `files`, or the build a `context`";
+                    let message = format!("of step {number}{stage} {needs}");
+                    return Err(Error::invalid("the sources", message));
+                }
+                None => {}
+            }
+        }
+    }
+    for source in recipe.stages.iter().flat_map(Stage::sources) {
+        if let Source::Image(image) = source
+            && let Some(hash) = image.strip_prefix(ARCHIVE)
+        {
+            if !is_hash(hash) {
+                return Err(Error::invalid("archive", "must be a hash of 64 digits"));
+            }
+            hashes.entry(hash.to_owned()).or_insert(Part::Base);
+        }
+    }
+    Ok(hashes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(stages: &serde_json::Value) -> Recipe {
+        serde_json::from_value(json!({ "dialect": "steps", "stages": stages })).unwrap()
+    }
+
+    fn copy(files: Option<&str>) -> serde_json::Value {
+        json!({ "copy": { "sources": ["a"], "dest": "/x/", "files": files } })
+    }
+
+    #[test]
+    fn files_of_earlier_stages_and_archives_belong_to_the_base() {
+        let [early, late, archive] = ["a", "b", "c"].map(|digit| digit.repeat(64));
+        let recipe = read(&json!([
+            { "source": "scratch", "steps": [copy(Some(&early))] },
+            { "source": { "image": format!("{ARCHIVE}{archive}") },
+              "steps": [{ "user": "root" }, copy(Some(&early)), copy(Some(&late))] },
+        ]));
+        let parts = hashes(&recipe).unwrap();
+        let wanted = [(early, Part::Base), (late, Part::Step(3)), (archive, Part::Base)];
+        assert_eq!(parts, BTreeMap::from(wanted));
+        assert_eq!([Part::Base, Part::Step(3)].map(|part| part.to_string()), ["base", "3"]);
+    }
+
+    #[test]
+    fn copy_without_files_names_its_step_and_stage() {
+        let bare = json!({ "source": "scratch", "steps": [copy(None)] });
+        let one = hashes(&read(&json!([bare]))).unwrap_err().to_string();
+        assert!(one.starts_with("the sources of step 1 need `files`"), "{one}");
+        let two = hashes(&read(&json!([bare, bare]))).unwrap_err().to_string();
+        assert!(two.starts_with("the sources of step 1 of stage 1 need"), "{two}");
     }
 }

@@ -41,11 +41,11 @@ pub(crate) struct Follow {
     _shares: Streaming,
 }
 
-/// Lines that a follower gets at once, and the state of a build that has ended.
+/// Lines that a follower gets at once.
 pub(crate) struct News {
     pub lines: Vec<Line>,
-    /// Set with the last lines.
-    pub ended: Option<BuildState>,
+    /// Set with the last lines of a build that has ended.
+    pub ended: bool,
 }
 
 /// Opens a log from number `from` on.
@@ -72,8 +72,8 @@ impl Follow {
             self.from = last.seq.saturating_add(1);
         }
         let all = i64::try_from(lines.len()).unwrap_or(PAGE) < PAGE;
-        let ended = Some(state).filter(|state| all && state.has_ended());
-        if lines.is_empty() && ended.is_none() {
+        let ended = all && state.has_ended();
+        if lines.is_empty() && !ended {
             tokio::time::sleep(LOOK).await;
         }
         Ok(News { lines, ended })

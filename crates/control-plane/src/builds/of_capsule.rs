@@ -1,7 +1,7 @@
 //! Builds of a capsule with its memory. Such a build has no steps: its runner takes a snapshot,
 //! which becomes the version. `bases` has the builds that begin from a capsule's files alone.
 
-use super::{Declaration, SUPERSEDED, all_tags, check_limits, own_name, row, template};
+use super::{DECLARED, Declaration, SUPERSEDED, all_tags, check_limits, own_name, row, template};
 use crate::app::App;
 use crate::audit::Entry;
 use crate::auth::Caller;
@@ -83,7 +83,7 @@ pub(crate) async fn create(
     let template = template(&mut tx, caller, &name, &wanted, &limits).await?;
     caller.may(Action::CapsulesAdmin, Resource::Template(template.id))?;
     db::builds::supersede(&mut *tx, template.id, &tags, SUPERSEDED).await?;
-    check_limits(&mut tx, caller.team, &limits).await?;
+    check_limits(&mut tx, caller.team, &limits, DECLARED).await?;
     let id = BuildId::new();
     let row = Build {
         state: BuildState::Building,

@@ -1,23 +1,23 @@
 //! Reads `POST /v1/builds`: turns a Dockerfile, a list of steps or a recipe into the build that a
 //! host gets.
 
-use super::sources::ARCHIVE;
 use super::{Declaration, Steps, size};
 use crate::error::{Error, Result};
 use crate::templates::read_name;
 use recipe::dockerfile::Options;
 use recipe::start::{Commands, READY_WITHIN_MAX};
-use recipe::steps::is_hash;
+use recipe::steps::{ARCHIVE, is_hash};
 use recipe::{Action, BuildSpec, Command, Dialect, Dockerfile, Pull, Recipe, Source, Stage, Step};
 use types::names::check_envs;
 use types::resources::in_range;
 
-/// Longest command, user and working directory, in bytes.
+/// Most bytes of a start or ready command.
 const COMMAND_MAX: usize = 128 * 1024;
+/// Most bytes of a user or working directory.
 const PATH_MAX: usize = 4095;
 
 /// Reads a request. The recipe's own rules are checked later.
-pub(crate) fn read(wanted: api::CreateBuild) -> Result<(Declaration, Steps)> {
+pub(crate) fn read_request(wanted: api::CreateBuild) -> Result<(Declaration, Steps)> {
     let name = read_name("name", &wanted.name)?;
     let tags = crate::templates::check_tags(wanted.tags.clone())?;
     let size = size(wanted.vcpus, wanted.memory_mib, wanted.disk_mib);
@@ -148,7 +148,7 @@ mod tests {
     use serde_json::json;
 
     fn read_json(json: serde_json::Value) -> Result<(Declaration, Steps)> {
-        read(serde_json::from_value(json).unwrap())
+        read_request(serde_json::from_value(json).unwrap())
     }
 
     #[test]

@@ -112,7 +112,7 @@ async fn run(app: &App, id: BuildId) -> BuildId {
             Ok(false) => return id,
             Err(error) => {
                 tracing::warn!(%id, error = ?error, "cannot go on with a build");
-                tokio::time::sleep(RETRY).await;
+                runner.pause().await;
             }
         }
     }
@@ -160,6 +160,14 @@ impl Runner<'_> {
     async fn end(&mut self, build: &Build, around: &Around, end: &End) -> Result<()> {
         tracing::info!(id = %self.id, reason = end.reason().message, "a build failed");
         end::fail(self.app, build, &around.template, end).await.map(|_| ())
+    }
+
+    /// Waits before another attempt. A build that is to end waits no longer.
+    async fn pause(&mut self) {
+        // Without the database, nothing else bounds the attempts.
+        if self.ends_within(RETRY).await.is_err() {
+            tokio::time::sleep(RETRY).await;
+        }
     }
 
     /// Waits until a build is to end, or this time is over. Returns whether it is to end.

@@ -16,7 +16,7 @@ use crate::db::versions::Version;
 use crate::error::{Error, Result};
 use crate::limits::{METADATA_MAX, PUBLIC_PORTS_MAX};
 use crate::policy::{Action, Resource};
-use crate::templates::{self, Resolved};
+use crate::templates::{self, Startable};
 use recipe::names::Reference;
 use std::collections::BTreeSet;
 use types::resources::{MAX_TIMEOUT_SEC, Resources, in_range};
@@ -86,13 +86,10 @@ async fn find_source(
     reference: &Reference,
     wanted: &api::CreateCapsule,
 ) -> Result<Source> {
-    match templates::resolve(app, caller.team, reference).await {
-        Ok(Resolved { template, version: None }) => of_template(caller, template, wanted),
-        Ok(Resolved { template, version: Some(build) }) => {
+    match templates::find_startable(app, caller.team, reference).await {
+        Ok(Startable { template, version: None }) => of_template(caller, template, wanted),
+        Ok(Startable { template, version: Some(version) }) => {
             caller.may(Action::CapsulesAdmin, Resource::Template(template.id))?;
-            // The version may have been deleted since it was resolved.
-            let version = db::versions::find(&app.db, build.id).await?;
-            let version = version.ok_or(Error::NotFound("template"))?;
             of_version(app, caller, template, version, wanted).await
         }
         Err(Error::NotFound(what)) => {

@@ -15,7 +15,7 @@ use crate::error::{self, Error, Result};
 use crate::limits::PUBLIC_PORTS_MAX;
 use axum::body::{Body, to_bytes};
 use http::{Request, StatusCode};
-use protocol::{ENVD_PORT, REFUSAL};
+use protocol::{REFUSAL, is_agent_port};
 use serde_json::json;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -81,7 +81,7 @@ async fn ask(app: &App, capsule: &Capsule) -> Result<Vec<Listener>> {
 fn read(answer: &[u8]) -> Result<Vec<Listener>> {
     let listeners = serde_json::from_slice::<Vec<Listener>>(answer);
     let mut listeners = listeners.map_err(|_| Error::GuestUnavailable)?;
-    listeners.retain(|listener| !matches!(listener.port, 0 | ENVD_PORT));
+    listeners.retain(|listener| listener.port != 0 && !is_agent_port(listener.port));
     listeners.truncate(MOST);
     for listener in &mut listeners {
         listener.program = listener.program.take().and_then(|name| printable(&name));
@@ -100,12 +100,15 @@ pub(super) fn too_many_public() -> String {
     format!("must have at most {PUBLIC_PORTS_MAX} ports")
 }
 
-/// Checks that a port may be public, linked to or connected to. The port of envd may not, since
-/// envd runs commands.
+/// Checks that a port may be public, linked to or connected to. The ports of envd and the code
+/// interpreter may not, since both run commands.
 pub(crate) fn check_exposed(field: &str, port: u16) -> Result<()> {
     match port {
         0 => Err(Error::invalid(field, "must be between 1 and 65535")),
         protocol::ENVD_PORT => Err(Error::invalid(field, "must not be the port of envd")),
+        protocol::INTERPRETER_PORT => {
+            Err(Error::invalid(field, "must not be the port of the code interpreter"))
+        }
         _ => Ok(()),
     }
 }

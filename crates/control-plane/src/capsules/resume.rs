@@ -6,7 +6,7 @@ use super::get::get;
 use super::join::{busy, has_failed, joins};
 use super::lag::caught_up;
 use super::settle::settled;
-use super::transition::transition;
+use super::transition::{set_running, transition};
 use super::{network, timeouts};
 use crate::agent::Started;
 use crate::app::App;
@@ -174,9 +174,14 @@ async fn complete(
 ) -> Result<Capsule> {
     let id = before.id;
     let left = started.left.map(|left| left.as_secs_f64());
-    db::capsules::set_end(&app.db, id, generation, left).await?;
-    transition(app, id, generation, CapsuleState::Running, None, caller.by).await?;
-    let row = get(app, caller, id).await?;
+    let row = match set_running(app, id, generation, left).await? {
+        Some(row) => row,
+        // The reconciler was faster, or someone deletes the capsule.
+        None => {
+            db::capsules::set_end(&app.db, id, generation, left).await?;
+            get(app, caller, id).await?
+        }
+    };
     // The rules changed while the capsule was paused, after this request read them.
     if row.egress != before.egress {
         Box::pin(network::apply(app, &row)).await?;

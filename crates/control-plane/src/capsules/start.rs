@@ -2,8 +2,8 @@
 //! not answer, another one is tried.
 
 use super::delete::remove;
-use super::spec::CreateSpec;
-use super::transition::transition;
+use super::spec::{BuildWork, CreateSpec};
+use super::transition::set_running;
 use super::{idempotency, network, timeouts};
 use crate::agent::Started;
 use crate::app::App;
@@ -11,6 +11,7 @@ use crate::audit::Entry;
 use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
+use crate::db::new_capsule::{Inserted, NewCapsule};
 use crate::error::{Error, Result};
 use crate::quota::Quota;
 use crate::scheduler::PlacementRequest;
@@ -73,29 +74,52 @@ async fn insert(
     let what = json!({ "template": row.template, "vcpus": row.vcpus, "memory_mib": row.memory_mib,
         "memory_mb": row.memory_mib, "snapshot": snapshot.map(|id| id.to_string()) });
     let entry = Entry::new(caller.team, caller.by, "capsule.create", row.id).with(what);
-    let mut tx = app.db.begin().await?;
-    if let Some(work) = &wanted.work {
-        quota.admit_for_build(&mut tx, row).await?;
-        // A build that was cancelled, or moved on, gets no more capsules.
-        if !db::build_runs::holds_capsule(&mut tx, work.build, row.id).await? {
-            return Err(Error::Conflict("the build has ended or moved on".to_owned()));
+    let key = wanted.options.idempotency_key.as_ref();
+    let new = NewCapsule {
+        row,
+        entry: wanted.work.is_none().then_some(&entry),
+        key: key.map(|key| (key.key.as_str(), &key.request)),
+        most: quota.most(row),
+    };
+    let inserted = match (wanted.work, quota.bound_key()) {
+        (None, None) => db::new_capsule::insert(&app.db, &new).await.map_err(lost_origin)?,
+        // The checks count what the statement would count again.
+        (work, _) => insert_checked(app, quota, &NewCapsule { most: None, ..new }, work).await?,
+    };
+    match inserted {
+        Inserted::Done => {
+            // The insert announces no event, so the readers of this replica hear of it here.
+            app.streams.wake(Some(row.team_id));
+            Ok(())
         }
-        db::capsules::insert(&mut tx, row, None).await.map_err(lost_origin)?;
-        return Ok(tx.commit().await?);
+        Inserted::NoTeam => Err(Error::NotFound("team")),
+        Inserted::NoRoom(held) => Err(quota.exceeded(held, row)),
+        Inserted::KeyInUse => Err(idempotency::in_flight()),
     }
-    quota.admit(&mut tx, row).await?;
-    db::capsules::insert(&mut tx, row, Some(&entry)).await.map_err(lost_origin)?;
-    if let Some(key) = &wanted.options.idempotency_key
-        && !db::idempotency::insert(&mut *tx, caller.team, &key.key, &key.request, row.id).await?
-    {
-        return Err(idempotency::in_flight());
+}
+
+/// Inserts a capsule that works for a build, or whose key has limits of its own. Their checks are
+/// statements before the insert, in its transaction.
+async fn insert_checked(
+    app: &App,
+    quota: &Quota,
+    new: &NewCapsule<'_>,
+    work: Option<BuildWork>,
+) -> Result<Inserted> {
+    let mut tx = app.db.begin().await?;
+    match work {
+        None => quota.admit(&mut tx, new.row).await?,
+        Some(work) => {
+            quota.admit_for_build(&mut tx, new.row).await?;
+            // A build that was cancelled, or moved on, gets no more capsules.
+            if !db::build_runs::holds_capsule(&mut tx, work.build, new.row.id).await? {
+                return Err(Error::Conflict("the build has ended or moved on".to_owned()));
+            }
+        }
     }
-    if row.version_id.is_some()
-        && let Some(template) = row.template_id
-    {
-        db::versions::count_spawn(&mut *tx, template).await?;
-    }
-    Ok(tx.commit().await?)
+    let inserted = db::new_capsule::insert(&mut *tx, new).await.map_err(lost_origin)?;
+    tx.commit().await?;
+    Ok(inserted)
 }
 
 /// Converts the error of an insert. The template or its version may have been deleted since the
@@ -229,18 +253,19 @@ async fn mark_running(
     row: &Capsule,
     started: Started,
 ) -> Result<Capsule> {
-    let id = row.id;
-    if let Some(left) = started.left {
-        let left = Some(left.as_secs_f64());
-        db::capsules::set_end(&app.db, id, row.generation, left).await?;
+    let Started { left, booted } = started;
+    let left = left.map(|left| left.as_secs_f64());
+    if let Some(row) = set_running(app, row.id, row.generation, left).await? {
+        return Ok(Capsule { booted, ..row });
     }
-    let moved = transition(app, id, row.generation, CapsuleState::Running, None, caller.by).await?;
-    // A refused move means that the reconciler was faster, or that someone deletes the capsule. A
-    // deletion removes the machine too. The caller's right was checked before the capsule was made.
-    let row = db::capsules::find_of(&app.db, caller.team, id, row.build_id).await?;
-    let runs = |row: &Capsule| moved.is_some() || row.state == CapsuleState::Running;
-    match row.filter(runs) {
-        Some(row) => Ok(Capsule { booted: started.booted, ..row }),
+    // The reconciler was faster, or someone deletes the capsule. A deletion removes the machine
+    // too. The caller's right was checked before the capsule was made.
+    if left.is_some() {
+        db::capsules::set_end(&app.db, row.id, row.generation, left).await?;
+    }
+    let row = db::capsules::find_of(&app.db, caller.team, row.id, row.build_id).await?;
+    match row.filter(|row| row.state == CapsuleState::Running) {
+        Some(row) => Ok(Capsule { booted, ..row }),
         None => Err(Error::Conflict("the capsule was deleted while it was starting".to_owned())),
     }
 }

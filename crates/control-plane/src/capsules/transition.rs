@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::audit::Actor;
 use crate::db;
-use crate::db::capsules::MoveEntry;
+use crate::db::capsules::{Capsule, MoveEntry};
 use crate::error::Result;
 use serde_json::json;
 use types::{CapsuleId, CapsuleState};
@@ -39,6 +39,20 @@ pub(crate) async fn transition(
         MoveEntry { by, action, metadata }
     });
     let moved = db::capsules::transition(&app.db, id, seen, to, error, entry.as_ref()).await;
+    app.routes.forget(id);
+    Ok(moved?)
+}
+
+/// Moves a capsule that its host has started or resumed to `running`, with `left` seconds to its
+/// end. Returns the new row, or `None` if another writer was faster. Drops the capsule from the
+/// proxy's cache as [`transition`] does.
+pub(super) async fn set_running(
+    app: &App,
+    id: CapsuleId,
+    seen: u64,
+    left: Option<f64>,
+) -> Result<Option<Capsule>> {
+    let moved = db::capsules::set_running(&app.db, id, seen, left).await;
     app.routes.forget(id);
     Ok(moved?)
 }

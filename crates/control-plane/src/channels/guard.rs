@@ -4,10 +4,9 @@
 
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-use types::is_public;
+use types::only_public;
 
 /// Time limit of a delivery's request.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,8 +25,7 @@ pub(crate) fn client(private: bool) -> reqwest::Result<reqwest::Client> {
 /// Reports whether a URL's host is a private IP address. Such an address involves no resolver, so
 /// it is checked here.
 pub(super) fn is_private_literal(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or("").trim_matches(['[', ']']);
-    host.parse::<IpAddr>().is_ok_and(|ip| !is_public(ip))
+    url.host_str().is_some_and(types::is_private_literal)
 }
 
 struct Public;
@@ -36,11 +34,7 @@ impl Resolve for Public {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let public: Vec<SocketAddr> = found.filter(|at| is_public(at.ip())).collect();
-            if public.is_empty() {
-                return Err("the host name has no public address".into());
-            }
-            Ok(Box::new(public.into_iter()) as Addrs)
+            Ok(Box::new(only_public(found)?.into_iter()) as Addrs)
         })
     }
 }

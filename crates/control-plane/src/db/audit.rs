@@ -7,6 +7,9 @@ use sqlx::{PgExecutor, PgPool, Postgres, QueryBuilder};
 use time::OffsetDateTime;
 use types::{AuditLogId, TeamId};
 
+/// Name of the table.
+pub(super) const TABLE: &str = "audit_logs";
+
 /// Outcome of a request that the log has an entry for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -34,8 +37,13 @@ pub(crate) struct Row {
 
 /// Writes an entry. The caller passes the transaction of the change that the entry describes.
 pub(crate) async fn write(db: impl PgExecutor<'_>, entry: &Entry) -> sqlx::Result<()> {
+    fill(Insert::into(TABLE), entry).execute(db).await.map(|_| ())
+}
+
+/// Sets the columns of an entry in an insert into [`TABLE`].
+pub(super) fn fill(insert: Insert, entry: &Entry) -> Insert {
     let outcome = if entry.refused { Outcome::Refused } else { Outcome::Ok };
-    let insert = Insert::into("audit_logs")
+    insert
         .set("id", AuditLogId::new())
         .set("team_id", entry.team)
         .set("actor_type", entry.by.principal.kind())
@@ -45,8 +53,7 @@ pub(crate) async fn write(db: impl PgExecutor<'_>, entry: &Entry) -> sqlx::Resul
         .set("resource_id", &entry.resource)
         .set("action", entry.action)
         .set("status", outcome)
-        .set("metadata", &entry.metadata);
-    insert.execute(db).await.map(|_| ())
+        .set("metadata", &entry.metadata)
 }
 
 /// Conditions on the entries to list. A field that is `None` sets no condition.

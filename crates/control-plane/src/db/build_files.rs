@@ -1,7 +1,8 @@
 //! Rows of uploaded files. The client chooses the hash, so it counts only within its team.
 
 use super::decode::{Unsigned, signed};
-use sqlx::{PgExecutor, PgPool};
+use recipe::steps::ARCHIVE;
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use types::{HostId, TeamId};
 
 /// Records that a host has a team's archive.
@@ -49,20 +50,67 @@ pub(crate) async fn last_host(db: &PgPool, team: TeamId) -> sqlx::Result<Option<
     sqlx::query_scalar(sql).bind(team).fetch_optional(db).await
 }
 
-/// Sums the bytes of a team's archives on a host.
-pub(crate) async fn held(db: &PgPool, team: TeamId, host: HostId) -> sqlx::Result<u64> {
-    let sql = "SELECT coalesce(sum(bytes), 0)::bigint FROM build_files \
-               WHERE team_id = $1 AND host_id = $2";
-    let bytes: Unsigned = sqlx::query_scalar(sql).bind(team).bind(host).fetch_one(db).await?;
-    Ok(bytes.into())
+/// An archive that is to come.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub team: TeamId,
+    pub hash: &'a str,
+    pub host: HostId,
+    pub bytes: u64,
 }
 
-/// Records that a build uses a team's archives.
+/// Room of a team's archives on a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Bytes of the archives that builds under way need.
+    pub used: u64,
+    /// Archives whose rows made room.
+    pub evicted: Vec<String>,
+}
+
+/// Removes the rows of a team's archives that were not used for the longest time, until one more
+/// archive fits into `most` bytes. Rows that builds under way need stay. If the archive cannot fit
+/// beside these, all rows stay.
+///
+/// The caller holds the team's limits (`limits::hold`), as does a build that begins.
+pub(crate) async fn make_room(
+    db: &mut PgConnection,
+    wanted: Wanted<'_>,
+    most: u64,
+) -> sqlx::Result<Room> {
+    let sql = "WITH named AS (SELECT v #>> '{}' AS name FROM builds b, LATERAL ( \
+               SELECT jsonb_path_query(b.spec, '$.recipe.stages[*].steps[*].copy.files') \
+               UNION ALL \
+               SELECT jsonb_path_query(b.spec, '$.recipe.stages[*].steps[*].copy.from.image') \
+               UNION ALL SELECT jsonb_path_query(b.spec, '$.recipe.stages[*].source.image') \
+               ) AS q (v) WHERE b.team_id = $1 AND b.status = 'building'), \
+               needed AS (SELECT CASE WHEN starts_with(name, $6::text) \
+               THEN substr(name, length($6::text) + 1) ELSE name END AS hash FROM named), \
+               here AS (SELECT hash, bytes, used_at, \
+               hash IN (SELECT hash FROM needed WHERE hash IS NOT NULL) AS used \
+               FROM build_files WHERE team_id = $1 AND host_id = $2 AND hash <> $3), \
+               ranked AS (SELECT hash, used, sum(bytes) OVER (ORDER BY used DESC, used_at DESC, \
+               hash ROWS UNBOUNDED PRECEDING) AS total FROM here), \
+               held AS (SELECT coalesce(sum(bytes) FILTER (WHERE used), 0)::bigint AS bytes \
+               FROM here), \
+               evicted AS (DELETE FROM build_files f USING ranked r, held h \
+               WHERE f.team_id = $1 AND f.host_id = $2 AND f.hash = r.hash AND NOT r.used \
+               AND r.total + $4 > $5 AND h.bytes + $4 <= $5 RETURNING f.hash) \
+               SELECT h.bytes, coalesce((SELECT array_agg(hash) FROM evicted), '{}') FROM held h";
+    let query = sqlx::query_as(sql).bind(wanted.team).bind(wanted.host).bind(wanted.hash);
+    let query = query.bind(signed(wanted.bytes)).bind(signed(most)).bind(ARCHIVE);
+    let (used, evicted): (Unsigned, Vec<String>) = query.fetch_one(db).await?;
+    Ok(Room { used: used.into(), evicted })
+}
+
+/// Records that a build uses a team's archives. Returns those of them that the host has.
 pub(crate) async fn touch(
     db: impl PgExecutor<'_>,
     team: TeamId,
+    host: HostId,
     hashes: &[String],
-) -> sqlx::Result<()> {
-    let sql = "UPDATE build_files SET used_at = now() WHERE team_id = $1 AND hash = ANY($2)";
-    sqlx::query(sql).bind(team).bind(hashes).execute(db).await.map(|_| ())
+) -> sqlx::Result<Vec<String>> {
+    let sql = "UPDATE build_files SET used_at = now() \
+               WHERE team_id = $1 AND host_id = $2 AND hash = ANY($3) RETURNING hash";
+    sqlx::query_scalar(sql).bind(team).bind(host).bind(hashes).fetch_all(db).await
 }

@@ -1,13 +1,12 @@
 //! Rows of capsules, and the compare-and-set statements that move capsules between states.
 
 use super::decode::{Unsigned, ZeroIsNone, or_zero, signed};
-use super::insert::Insert;
-use crate::audit::{Actor, Entry};
+use crate::audit::Actor;
 use crate::policy::Confinement;
 use crate::scheduler::ResourceAmounts;
 use serde_json::Value;
 use sqlx::types::Json;
-use sqlx::{PgConnection, PgExecutor, PgPool};
+use sqlx::{PgExecutor, PgPool};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -115,45 +114,6 @@ impl Capsule {
             memory_mib: self.memory_mib.into(),
             disk_mib: self.disk_mib.into(),
         }
-    }
-}
-
-/// Inserts a capsule as `starting`, with its entry in the audit log. A capsule that works for a
-/// build has no entry.
-pub(crate) async fn insert(
-    db: &mut PgConnection,
-    row: &Capsule,
-    entry: Option<&Entry>,
-) -> sqlx::Result<()> {
-    let insert = Insert::into("capsules")
-        .set("id", row.id)
-        .set("team_id", row.team_id)
-        .set("host_id", row.host_id)
-        .set("template_id", row.template_id)
-        .set("template", &row.template)
-        .set("snapshot_id", row.snapshot_id)
-        .set("version_id", row.version_id)
-        .set("build_id", row.build_id)
-        .set("status", CapsuleState::Starting)
-        .set("vcpus", i64::from(row.vcpus))
-        .set("memory_mib", i64::from(row.memory_mib))
-        .set("disk_mib", i64::from(row.disk_mib))
-        .set("timeout_sec", or_zero(row.idle_sec))
-        .set("on_timeout", row.on_timeout)
-        .set("auto_resume", row.auto_resume)
-        .set("envd_token", &row.envd_token)
-        .set("traffic_token", &row.traffic_token)
-        .set("public_ports", &row.public_ports)
-        .set("public_traffic", row.public_traffic)
-        .set("host_header", &row.host_header)
-        .set("egress", &row.egress)
-        .set("e2b", row.e2b)
-        .set("created_by_key", row.created_by_key)
-        .set("metadata", &row.metadata);
-    insert.execute(&mut *db).await?;
-    match entry {
-        Some(entry) => super::audit::write(db, entry).await,
-        None => Ok(()),
     }
 }
 
@@ -423,6 +383,26 @@ pub(crate) async fn transition(
     let update = update.bind(entry.and_then(|e| e.by.from).map(|ip| ip.to_string()));
     let update = update.bind(id.to_string()).bind(entry.map(|e| e.action));
     Ok(changed(update.bind(entry.map(|e| &e.metadata)).fetch_optional(db).await?))
+}
+
+/// Moves a capsule that starts or resumes to `running`, which has no entry in the audit log. Sets
+/// the end of its lifetime to `left` seconds from now; `None` means never. Returns the new row, or
+/// `None` if another writer was faster.
+pub(crate) async fn set_running(
+    db: &PgPool,
+    id: CapsuleId,
+    seen: u64,
+    left: Option<f64>,
+) -> sqlx::Result<Option<Capsule>> {
+    let sql = concat!(
+        "UPDATE capsules SET status = 'running', generation = generation + 1, \
+               updated_at = now(), error = NULL, started_at = coalesce(started_at, now()), \
+               stored_newest = false, operation = '', ends_at = now() + make_interval(secs => $4) \
+               WHERE id = $1 AND generation = $2 AND status = ANY($3) RETURNING ",
+        columns!()
+    );
+    let update = sqlx::query_as(sql).bind(id).bind(signed(seen));
+    update.bind(CapsuleState::Running.previous()).bind(left).fetch_optional(db).await
 }
 
 /// Moves a capsule to `pausing`, under a name that contains the pause's parameters. Returns the new

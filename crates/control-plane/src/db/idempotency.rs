@@ -1,7 +1,7 @@
 //! Rows of the keys that make a create repeatable.
 
 use super::capsules::{Capsule, columns};
-use sqlx::{FromRow, PgExecutor, PgPool, Row};
+use sqlx::{FromRow, PgPool, Row};
 use types::{CapsuleId, TeamId};
 
 /// Returns the hash of the request that a team's key was used for, and the capsule that it created.
@@ -19,20 +19,6 @@ pub(crate) async fn find(
     );
     let row = sqlx::query(sql).bind(team).bind(key).fetch_optional(db).await?;
     row.map(|row| Ok((row.try_get("request_hash")?, Capsule::from_row(&row)?))).transpose()
-}
-
-/// Inserts a key with the capsule that it will create; `false` when the team has used the key.
-pub(crate) async fn insert(
-    db: impl PgExecutor<'_>,
-    team: TeamId,
-    key: &str,
-    request: &[u8; 32],
-    capsule: CapsuleId,
-) -> sqlx::Result<bool> {
-    let sql = "INSERT INTO idempotency_keys (team_id, key, request_hash, capsule_id) \
-               VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
-    let insert = sqlx::query(sql).bind(team).bind(key).bind(request.as_slice()).bind(capsule);
-    Ok(insert.execute(db).await?.rows_affected() == 1)
 }
 
 /// Removes a key, if the key created this capsule.

@@ -37,6 +37,11 @@ impl Insert {
         }
     }
 
+    /// Numbers the parameters after `arguments`, which belong to the same statement.
+    pub(crate) fn after(self, arguments: PgArguments) -> Self {
+        Self { arguments: Ok(arguments), ..self }
+    }
+
     /// Sets a column to a value.
     pub(crate) fn set<'t, T>(self, column: &'static str, value: T) -> Self
     where
@@ -56,8 +61,8 @@ impl Insert {
         T: Encode<'t, Postgres> + Type<Postgres>,
     {
         self.columns.push(column);
-        let parameter = format!("${}", self.columns.len());
-        self.values.push(expression.replacen('?', &parameter, 1));
+        let number = self.arguments.as_ref().map_or(0, Arguments::len) + 1;
+        self.values.push(expression.replacen('?', &format!("${number}"), 1));
         self.arguments = self.arguments.and_then(|mut arguments| {
             arguments.add(value)?;
             Ok(arguments)
@@ -102,6 +107,14 @@ impl Insert {
         sqlx::query_as_with(sql, arguments).fetch_optional(db).await
     }
 
+    /// Returns a part of a statement that inserts a row for each row of `source`, such as
+    /// `made WHERE true`. Returns the values of the statement's parameters, too.
+    pub(crate) fn for_each(self, source: &str) -> sqlx::Result<(String, PgArguments)> {
+        let (columns, values) = (self.columns.join(", "), self.values.join(", "));
+        let sql = format!("INSERT INTO {} ({columns}) SELECT {values} FROM {source}", self.table);
+        Ok((sql, self.arguments.map_err(sqlx::Error::Encode)?))
+    }
+
     fn sql(&self) -> String {
         let (columns, values) = (self.columns.join(", "), self.values.join(", "));
         let conflict = match self.conflict {
@@ -135,6 +148,17 @@ mod tests {
                    ($1, $2, nullif($3, 0), $4, now() + make_interval(secs => $5))";
         assert_eq!(insert.sql(), sql);
         assert_eq!(insert.arguments.as_ref().unwrap().len(), 5);
+    }
+
+    #[test]
+    fn inserts_of_one_statement_number_their_parameters_on() {
+        let first = Insert::into("a").set("x", 1_i32).set("y", 2_i32);
+        let (sql, arguments) = first.for_each("fits").unwrap();
+        assert_eq!(sql, "INSERT INTO a (x, y) SELECT $1, $2 FROM fits");
+        let (sql, arguments) =
+            Insert::into("b").after(arguments).set("z", 3_i32).for_each("made").unwrap();
+        assert_eq!(sql, "INSERT INTO b (z) SELECT $3 FROM made");
+        assert_eq!(arguments.len(), 3);
     }
 
     #[test]

@@ -103,6 +103,17 @@ pub(crate) async fn hold(db: &mut PgConnection, team: TeamId) -> sqlx::Result<()
     sqlx::query(sql).bind(team.0.to_string()).execute(db).await.map(|_| ())
 }
 
+/// Keeps a team from being ended until this transaction ends. With `counted`, takes the lock of
+/// [`hold`], and then counts the team's capsules. Returns `None` if the team has ended.
+pub(crate) async fn admit(
+    db: &mut PgConnection,
+    team: TeamId,
+    counted: bool,
+) -> sqlx::Result<Option<Held>> {
+    let sql = "SELECT capsules, vcpus, memory_mib FROM admit_capsule($1, $2)";
+    sqlx::query_as(sql).bind(team).bind(counted).fetch_optional(db).await
+}
+
 /// Counts live capsules, and sums the resources of those that have a machine. The caller appends
 /// further conditions to the `WHERE` clause.
 const HELD: &str = "SELECT count(*) AS capsules, \

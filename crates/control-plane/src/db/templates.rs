@@ -2,7 +2,8 @@
 
 use super::decode::Unsigned;
 use super::insert::Insert;
-use sqlx::{PgConnection, PgExecutor, PgPool};
+use super::versions::{Version, ready_within_default, version_columns};
+use sqlx::{FromRow, PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use types::resources::Resources;
 use types::{BuildId, HostId, Isolation, PLATFORM_TEAM, TeamId, TemplateId};
@@ -11,7 +12,7 @@ use types::{BuildId, HostId, Isolation, PLATFORM_TEAM, TeamId, TemplateId};
 macro_rules! columns {
     () => {
         "t.id, t.team_id, t.name, t.vcpus, t.memory_mib, t.disk_mib, t.isolation, t.public, \
-         t.build_host_id, t.spawn_count, t.last_spawned_at, t.created_at, t.updated_at"
+         t.common, t.build_host_id, t.spawn_count, t.last_spawned_at, t.created_at, t.updated_at"
     };
 }
 
@@ -30,6 +31,8 @@ pub(crate) struct Template {
     pub isolation: Isolation,
     /// True if every team may create capsules from the template.
     pub public: bool,
+    /// True if every team finds the template by its name alone, while it is public.
+    pub common: bool,
     /// Host that built the template last, and has its cache and uploaded files.
     pub build_host_id: Option<HostId>,
     #[sqlx(try_from = "Unsigned")]
@@ -171,6 +174,52 @@ pub(crate) async fn find_in(
     find.fetch_optional(db).await
 }
 
+/// Finds a template `t` by name alone, for team `$1`. The first name of `$3` counts that is a
+/// template of the team or of the platform `$2`. Without such a name, the first common template
+/// counts. A snapshot of the team with the first name has priority over a common template.
+macro_rules! named {
+    () => {
+        " WHERE t.name = ANY($3) AND (t.team_id IN ($1, $2) OR (t.common AND t.public \
+         AND EXISTS (SELECT 1 FROM teams o WHERE o.id = t.team_id AND o.deleted_at IS NULL) \
+         AND NOT EXISTS (SELECT 1 FROM snapshots s WHERE s.team_id = $1 AND s.name = ($3)[1]))) \
+         ORDER BY t.team_id NOT IN ($1, $2), array_position($3, t.name), t.team_id = $2 LIMIT 1"
+    };
+}
+
+/// Finds the template that one of these names means to a team.
+pub(crate) async fn find_named(
+    db: &PgPool,
+    team: TeamId,
+    names: &[&str],
+) -> sqlx::Result<Option<Template>> {
+    let sql = concat!("SELECT ", columns!(), " FROM templates t", named!());
+    sqlx::query_as(sql).bind(team).bind(PLATFORM_TEAM).bind(names).fetch_optional(db).await
+}
+
+/// Finds the template that one of these names means to a team, and the version that its tag stands
+/// for.
+pub(crate) async fn find_tagged(
+    db: &PgPool,
+    team: TeamId,
+    names: &[&str],
+    tag: &str,
+) -> sqlx::Result<Option<(Template, Option<Version>)>> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        ", ",
+        version_columns!("$5"),
+        " FROM templates t LEFT JOIN LATERAL (SELECT g.build_id FROM template_tags g \
+         JOIN builds r ON r.id = g.build_id WHERE g.template_id = t.id AND g.tag = $4 \
+         AND g.deleted_at IS NULL AND r.status = 'ready' ORDER BY g.seq DESC LIMIT 1) v ON true \
+         LEFT JOIN builds b ON b.id = v.build_id",
+        named!()
+    );
+    let find = sqlx::query(sql).bind(team).bind(PLATFORM_TEAM).bind(names).bind(tag);
+    let found = find.bind(ready_within_default()).fetch_optional(db).await?;
+    found.map(|row| Ok((Template::from_row(&row)?, Version::beside(&row)?))).transpose()
+}
+
 /// Finds a team's own template by name, and locks it until the transaction ends.
 pub(crate) async fn lock(
     tx: &mut PgConnection,
@@ -192,9 +241,16 @@ pub(crate) async fn lock_by_id(tx: &mut PgConnection, id: TemplateId) -> sqlx::R
     Ok(found.is_some())
 }
 
-/// Lists the templates of a team and those of the platform, by name.
+/// Lists the templates of a team, those of the platform and common ones, by name. A common template
+/// whose name the team's own has is left out.
 pub(crate) async fn list(db: &PgPool, team: TeamId) -> sqlx::Result<Vec<Overview>> {
-    let sql = concat!(overview!(), "t.team_id IN ($1, $2) ORDER BY t.name, t.id");
+    let sql = concat!(
+        overview!(),
+        "t.team_id IN ($1, $2) OR (t.common AND t.public \
+               AND t.team_id IN (SELECT o.id FROM teams o WHERE o.deleted_at IS NULL) \
+               AND NOT EXISTS (SELECT 1 FROM templates o \
+               WHERE o.team_id = $1 AND o.name = t.name)) ORDER BY t.name, t.id"
+    );
     sqlx::query_as(sql).bind(team).bind(PLATFORM_TEAM).fetch_all(db).await
 }
 
@@ -221,15 +277,27 @@ pub(crate) async fn bytes(db: impl PgExecutor<'_>, team: TeamId) -> sqlx::Result
     Ok(bytes.into())
 }
 
-/// Makes a template public or private; `false` when it is so already.
+/// Makes a template public or private; `false` when it is so already. A private template is not
+/// common.
 pub(crate) async fn set_public(
     db: impl PgExecutor<'_>,
     id: TemplateId,
     public: bool,
 ) -> sqlx::Result<bool> {
-    let sql = "UPDATE templates SET public = $2, updated_at = now() \
+    let sql = "UPDATE templates SET public = $2, common = common AND $2, updated_at = now() \
                WHERE id = $1 AND public <> $2";
     Ok(sqlx::query(sql).bind(id).bind(public).execute(db).await?.rows_affected() == 1)
+}
+
+/// Makes a template common and public, or no longer common; `false` when it is so already.
+pub(crate) async fn set_common(
+    db: impl PgExecutor<'_>,
+    id: TemplateId,
+    common: bool,
+) -> sqlx::Result<bool> {
+    let sql = "UPDATE templates SET common = $2, public = public OR $2, updated_at = now() \
+               WHERE id = $1 AND (common <> $2 OR ($2 AND NOT public))";
+    Ok(sqlx::query(sql).bind(id).bind(common).execute(db).await?.rows_affected() == 1)
 }
 
 /// Records a change of a template, such as a new build.

@@ -2,8 +2,9 @@
 
 use super::builds::{Build, Reason};
 use super::decode::signed;
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{PgConnection, PgExecutor, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool, Row};
 use std::time::Duration;
 use types::resources::Resources;
 use types::{BuildId, HostId, SnapshotId, TeamId, TemplateId};
@@ -60,21 +61,61 @@ impl Version {
     }
 }
 
+/// Columns of a [`Version`] `b`, with a prefix that tells them from those of another row. The
+/// parameter `$default` is [`ready_within_default`].
+macro_rules! version_columns {
+    ($default:literal) => {
+        concat!(
+            "b.id AS version_id, b.team_id AS version_team_id, b.vcpus AS version_vcpus, \
+             b.memory_mib AS version_memory_mib, b.disk_mib AS version_disk_mib, \
+             b.snapshot_id AS version_snapshot_id, \
+             coalesce((b.spec ->> 'ready_within_sec')::int, ",
+            $default,
+            ") AS version_ready_within_sec, \
+             ARRAY(SELECT h.host_id FROM host_versions h WHERE h.build_id = b.id) \
+             AS version_hosts, b.stored AS version_stored"
+        )
+    };
+}
+pub(super) use version_columns;
+
+/// Returns the default of a version's `ready_within_sec`.
+pub(super) fn ready_within_default() -> i32 {
+    i32::try_from(recipe::start::READY_WITHIN.as_secs()).unwrap_or(i32::MAX)
+}
+
+impl Version {
+    /// Decodes the columns of [`version_columns`], which are all `NULL` without a version.
+    pub(super) fn beside(row: &PgRow) -> sqlx::Result<Option<Self>> {
+        let Some(id) = row.try_get("version_id")? else { return Ok(None) };
+        let size = |column: &'static str| -> sqlx::Result<u32> {
+            let size: i32 = row.try_get(column)?;
+            u32::try_from(size).map_err(|error| sqlx::Error::ColumnDecode {
+                index: column.to_owned(),
+                source: error.into(),
+            })
+        };
+        Ok(Some(Self {
+            id,
+            team_id: row.try_get("version_team_id")?,
+            vcpus: size("version_vcpus")?,
+            memory_mib: size("version_memory_mib")?,
+            disk_mib: size("version_disk_mib")?,
+            snapshot_id: row.try_get("version_snapshot_id")?,
+            ready_within_sec: row.try_get("version_ready_within_sec")?,
+            hosts: row.try_get("version_hosts")?,
+            stored: row.try_get("version_stored")?,
+        }))
+    }
+}
+
 /// Finds a version, whatever its team.
 pub(crate) async fn find(db: impl PgExecutor<'_>, id: BuildId) -> sqlx::Result<Option<Version>> {
     let sql = "SELECT b.id, b.team_id, b.vcpus, b.memory_mib, b.disk_mib, b.snapshot_id, \
                coalesce((b.spec ->> 'ready_within_sec')::int, $2) AS ready_within_sec, \
                ARRAY(SELECT h.host_id FROM host_versions h WHERE h.build_id = b.id) AS hosts, \
                b.stored FROM builds b WHERE b.id = $1 AND b.status = 'ready'";
-    let default = i32::try_from(recipe::start::READY_WITHIN.as_secs()).unwrap_or(i32::MAX);
-    sqlx::query_as(sql).bind(id).bind(default).fetch_optional(db).await
-}
-
-/// Counts a create of a capsule from a template.
-pub(crate) async fn count_spawn(db: impl PgExecutor<'_>, template: TemplateId) -> sqlx::Result<()> {
-    let sql = "UPDATE templates SET spawn_count = spawn_count + 1, last_spawned_at = now() \
-               WHERE id = $1";
-    sqlx::query(sql).bind(template).execute(db).await.map(|_| ())
+    sqlx::query_as(sql).bind(id).bind(ready_within_default()).fetch_optional(db).await
 }
 
 /// Gives a template the sizes and the user of a version that becomes ready, unless a newer version

@@ -6,7 +6,6 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::builds::{self, Follow};
 use crate::db::build_logs::Level;
-use crate::db::builds::BuildState;
 use crate::error::{Error, Result};
 use axum::Json;
 use axum::extract::State;
@@ -31,7 +30,7 @@ const PAGE: u32 = 1000;
 pub(crate) struct Asked {
     /// Number of the first line, from 1.
     from: Option<u64>,
-    /// Number of lines, 1 to 1000. The default is 1000.
+    /// Number of lines without `follow`, 1 to 1000. The default is 1000.
     limit: Option<u32>,
     /// Lowest level: `debug`, `info`, `warn` or `error`.
     level: Option<String>,
@@ -119,8 +118,8 @@ impl Following {
                 Event::default().id(line.seq.to_string()).json_data(line).ok()
             };
             let mut out: Vec<Event> = news.lines.into_iter().filter_map(line).collect();
-            if let Some(state) = news.ended {
-                out.push(self.end(state).await?);
+            if news.ended {
+                out.push(self.end().await?);
                 self.follow = None;
             } else if out.is_empty() && self.told.elapsed() >= KEEP_ALIVE {
                 out.push(Event::default().comment("wait"));
@@ -132,7 +131,8 @@ impl Following {
         }
     }
 
-    async fn end(&self, _: BuildState) -> Option<Event> {
+    /// Makes the last event, with the build.
+    async fn end(&self) -> Option<Event> {
         let build = builds::get(&self.app, self.caller, self.id).await.ok()?;
         let shown = builds::to_api(&self.app, vec![build], true).await.ok()?;
         Event::default().event("end").json_data(shown.first()?).ok()

@@ -47,7 +47,7 @@ pub(crate) async fn create(
             let making = builds::of_capsule::create(&app, caller, declared, capsule, key);
             Box::pin(making).await?
         }
-        None => Box::pin(builds::create(&app, caller, builds::read(wanted)?, key)).await?,
+        None => Box::pin(builds::create(&app, caller, builds::read_request(wanted)?, key)).await?,
     };
     Ok((StatusCode::CREATED, Json(one(&app, build).await?)))
 }

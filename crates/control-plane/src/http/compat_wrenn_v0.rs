@@ -259,15 +259,15 @@ async fn create_snapshot(
 
 async fn stream(State(app): State<Arc<App>>, caller: Caller, headers: HeaderMap) -> Result<Frames> {
     events::open(&app, caller, &headers, |event| {
-        let event = render(&streams::to_api(event));
+        let event = render(&streams::to_api(event))?;
         axum::response::sse::Event::default().json_data(event).ok()
     })
     .await
 }
 
 /// Writes an event in the earlier system's words. The earlier system named the completed request,
-/// such as `capsule.create`.
-fn render(event: &api::Event) -> Value {
+/// such as `capsule.create`. Returns `None` for events of builds, which it did not have.
+fn render(event: &api::Event) -> Option<Value> {
     let before = event.data["previous"].as_str().unwrap_or("");
     let (kind, outcome) = match (event.event.as_str(), before) {
         ("capsule.running", "starting") => ("capsule.create", Some("success")),
@@ -278,17 +278,18 @@ fn render(event: &api::Event) -> Value {
         ("template.snapshot.deleted", _) => ("template.snapshot.delete", Some("success")),
         ("host.up", _) => ("host.up", None),
         ("host.down", _) => ("host.down", None),
+        (kind, _) if kind.starts_with("template.build.") => return None,
         _ => ("capsule.state.changed", None),
     };
     let to = event.event.rsplit('.').next().unwrap_or("");
     let changed = json!({ "from": before, "to": to });
-    json!({
+    Some(json!({
         "event": kind,
         "outcome": outcome,
         "resource": { "id": event.resource_id, "type": event.resource_type },
         "metadata": if kind == "capsule.state.changed" { changed } else { json!({}) },
         "timestamp": time_of(event.created_at),
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -331,14 +332,15 @@ mod tests {
             data,
             created_at: OffsetDateTime::UNIX_EPOCH,
         };
-        let made = render(&event("capsule.running", json!({ "previous": "starting" })));
+        let made = render(&event("capsule.running", json!({ "previous": "starting" }))).unwrap();
         assert_eq!(
             (&made["event"], &made["outcome"]),
             (&json!("capsule.create"), &json!("success"))
         );
-        let lost = render(&event("capsule.missing", json!({ "previous": "running" })));
+        let lost = render(&event("capsule.missing", json!({ "previous": "running" }))).unwrap();
         assert_eq!(lost["event"], "capsule.state.changed");
         assert_eq!(lost["metadata"], json!({ "from": "running", "to": "missing" }));
+        assert_eq!(render(&event("template.build.ready", json!({}))), None);
     }
 
     #[test]

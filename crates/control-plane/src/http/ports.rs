@@ -14,7 +14,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use hop::{Outgoing, headers};
 use http::{HeaderValue, StatusCode, header};
-use protocol::{ENVD_PORT, REFUSAL, Refusal};
+use protocol::{REFUSAL, Refusal, is_agent_port};
 use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
 use types::resources::{MAX_TIMEOUT_SEC, in_range};
@@ -37,10 +37,11 @@ fn to_api(app: &App, caller: Caller, capsule: Capsule, target: Target) -> Json<a
     })
 }
 
-/// Reports whether anyone may reach a port. envd's port is never public.
+/// Reports whether anyone may reach a port. The ports of envd and the code interpreter never are
+/// public.
 fn is_public(capsule: &Capsule, port: u16) -> bool {
-    let all = capsule.public_traffic && port != ENVD_PORT;
-    all || capsule.public_ports.contains(&i32::from(port))
+    let listed = || capsule.public_ports.contains(&i32::from(port));
+    !is_agent_port(port) && (capsule.public_traffic || listed())
 }
 
 /// Lists the servers that listen in a running capsule, on any address. The request resumes no
@@ -96,7 +97,7 @@ pub(crate) async fn get(
     put, path = "/v1/capsules/{id}/ports/{port}", tag = "ports", request_body = api::SetPort,
     params(
         ("id" = String, Path, description = "Id of the capsule"),
-        ("port" = u16, Path, description = "Port from 1 to 65535, except envd's port 49983"),
+        ("port" = u16, Path, description = "Port from 1 to 65535, except 49983 (envd) and 49999 (code interpreter)"),
     ),
     responses((status = 200, body = api::Port), (status = "4XX", body = api::ErrorBody))
 )]
@@ -120,7 +121,7 @@ pub(crate) async fn set(
     request_body = api::MakeLink,
     params(
         ("id" = String, Path, description = "Id of the capsule"),
-        ("port" = u16, Path, description = "Port from 1 to 65535, except envd's port 49983"),
+        ("port" = u16, Path, description = "Port from 1 to 65535, except 49983 (envd) and 49999 (code interpreter)"),
     ),
     responses((status = 201, body = api::Link), (status = "4XX", body = api::ErrorBody))
 )]
@@ -193,7 +194,7 @@ pub(crate) async fn rotate_links(
     get, path = "/v1/capsules/{id}/ports/{port}/tcp", tag = "ports",
     params(
         ("id" = String, Path, description = "Id of the capsule"),
-        ("port" = u16, Path, description = "Port from 1 to 65535, except envd's port 49983"),
+        ("port" = u16, Path, description = "Port from 1 to 65535, except 49983 (envd) and 49999 (code interpreter)"),
         ("upgrade" = String, Header, description = "Must be `tcp`, together with `Connection: upgrade`"),
     ),
     responses(

@@ -46,8 +46,8 @@ pub(crate) async fn get(
     Ok(Json(templates::to_api(found, caller.team)))
 }
 
-/// Makes a template of the team public or private. Operators also change the lowest isolation tier
-/// on which capsules of a shared template start.
+/// Makes a template of the team public or private. Operators also make it common, and change the
+/// lowest isolation tier on which capsules of a shared template start.
 #[utoipa::path(
     operation_id = "change_template",
     patch, path = "/v1/templates/{name}", tag = "templates",
@@ -61,17 +61,19 @@ pub(crate) async fn change(
     Path(name): Path<String>,
     Body(wanted): Body<api::ChangeTemplate>,
 ) -> Result<Json<api::Template>> {
-    let changed = match (wanted.isolation, wanted.public) {
-        (Some(isolation), None) => {
+    let changed = match (wanted.isolation, wanted.public, wanted.common) {
+        (Some(isolation), None, None) => {
             let tier: Isolation = isolation.parse()?;
             if !caller.operator {
                 return Err(Error::Forbidden("platform"));
             }
             templates::set_isolation(&app, Operator(caller.by), &name, tier).await?
         }
-        (None, Some(public)) => templates::set_public(&app, caller, &name, public).await?,
-        (Some(_), Some(_)) | (None, None) => {
-            return Err(Error::invalid("body", "must change either `public` or `isolation`"));
+        (None, Some(public), None) => templates::set_public(&app, caller, &name, public).await?,
+        (None, None, Some(common)) => templates::set_common(&app, caller, &name, common).await?,
+        _ => {
+            let message = "must change exactly one of `public`, `common` and `isolation`";
+            return Err(Error::invalid("body", message));
         }
     };
     Ok(Json(templates::to_api(changed, caller.team)))

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::policy::{Action, Resource};
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use protocol::{ACCESS_TOKEN, ENVD_PORT};
+use protocol::{ACCESS_TOKEN, ENVD_PORT, is_agent_port};
 use subtle::ConstantTimeEq;
 
 /// Header of the platform's keys, and the two headers of a capsule's own tokens.
@@ -142,7 +142,7 @@ impl<'a> Presented<'a> {
         if self.equals(&TRAFFIC_TOKEN, &route.traffic_token) {
             return Some(GuestAccess::TrafficToken);
         }
-        let envd = target.port == ENVD_PORT && self.equals(&ENVD_TOKEN, &route.envd_token);
+        let envd = is_agent_port(target.port) && self.equals(&ENVD_TOKEN, &route.envd_token);
         envd.then_some(GuestAccess::EnvdToken)
     }
 
@@ -154,19 +154,19 @@ impl<'a> Presented<'a> {
     fn presents_token(&self, target: Target) -> bool {
         self.headers.contains_key(&TRAFFIC_TOKEN)
             || self.link.is_some()
-            || target.port == ENVD_PORT && self.headers.contains_key(&ENVD_TOKEN)
+            || is_agent_port(target.port) && self.headers.contains_key(&ENVD_TOKEN)
     }
 }
 
 /// Reports whether a wrong token at this port gets the answer that the port is private. Capsules
 /// made by E2B's API do so, as E2B's service does.
 fn answers_private(target: Target, route: Option<&Route>) -> bool {
-    target.port != ENVD_PORT && route.is_some_and(|route| route.e2b)
+    !is_agent_port(target.port) && route.is_some_and(|route| route.e2b)
 }
 
 /// Removes the platform's keys, tokens and cookies from a request. At a port that needed no key, an
 /// `X-API-Key` without the form of the platform's keys stays. A program in the guest may use it. A
-/// request of the owner to envd gets envd's token. Trailers are dropped, since one may be a key,
+/// request of the owner to envd or the code interpreter gets envd's token. Trailers are dropped, since one may be a key,
 /// and so is the header that announces them.
 pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admitted: &Admitted) {
     let ours = |value: &HeaderValue| {
@@ -185,7 +185,7 @@ pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admi
     // The session's cookies identify the proof, so the proof is removed before them.
     session::strip_csrf(headers);
     preview::strip_cookies(headers);
-    if target.port != ENVD_PORT {
+    if !is_agent_port(target.port) {
         // A token of another capsule is removed, too. An older token names no capsule.
         let is_envds = |value: &HeaderValue| {
             value.as_bytes() == route.envd_token.as_bytes() || target::named_by(value).is_some()
@@ -200,11 +200,11 @@ pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admi
     }
 }
 
-/// Reports whether a request is a browser's CORS preflight to envd's port. The answer is the same
+/// Reports whether a request is a browser's CORS preflight to envd or the code interpreter. The answer is the same
 /// for every capsule, existing or not.
 pub(super) fn is_preflight(method: &Method, headers: &HeaderMap, target: Target) -> bool {
     let asks = headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
-    method == Method::OPTIONS && asks && target.port == ENVD_PORT
+    method == Method::OPTIONS && asks && is_agent_port(target.port)
 }
 
 #[cfg(test)]
@@ -212,6 +212,7 @@ mod tests {
     use super::*;
     use crate::auth::revocations::Basis;
     use http::header::COOKIE;
+    use protocol::INTERPRETER_PORT;
     use types::{CapsuleId, CapsuleState, TeamId};
 
     const TEAM: u128 = 1;
@@ -280,7 +281,7 @@ mod tests {
     #[test]
     fn only_owners_key_opens_private_ports() {
         let key = [("x-api-key", "e2b_x")];
-        for port in [80, 3001, ENVD_PORT] {
+        for port in [80, 3001, ENVD_PORT, INTERPRETER_PORT] {
             assert_eq!(decide(port, "/", &key, Some(TEAM), true), Ok(Admitted::Owner));
             assert_eq!(decide(port, "/", &key, Some(2), true), Err("not_found"));
             assert_eq!(decide(port, "/", &key, None, true), Err("unauthorized"));
@@ -307,6 +308,8 @@ mod tests {
     fn envd_token_opens_only_envd_and_never_its_control_routes() {
         let token = [("x-access-token", "envd")];
         assert_eq!(decide(ENVD_PORT, "/files", &token, None, true), guest(GuestAccess::EnvdToken));
+        let code = decide(INTERPRETER_PORT, "/execute", &token, None, true);
+        assert_eq!(code, guest(GuestAccess::EnvdToken));
         assert_eq!(decide(80, "/", &token, None, true), Err("private_port"));
         let all = [("x-access-token", "envd"), ("x-api-key", "e2b_x")];
         for path in ["/init", "/snapshot/prepare", "/ports", "/ports/connect?port=80"] {

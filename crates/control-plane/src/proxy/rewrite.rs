@@ -69,7 +69,7 @@ fn name(request: &Request<Body>) -> Result<HeaderValue> {
 /// Sets the `Host` header to the name that the capsule was made with, if there is one.
 fn rename(headers: &mut HeaderMap, route: &Route, target: Target) -> Result<()> {
     if let Some(name) = &route.host_header
-        && target.port != protocol::ENVD_PORT
+        && !protocol::is_agent_port(target.port)
     {
         let name = name.replace(HOST_PORT, &target.port.to_string());
         let name = HeaderValue::from_str(&name).map_err(|e| Error::Internal(e.into()))?;

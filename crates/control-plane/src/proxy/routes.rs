@@ -13,7 +13,7 @@ use crate::db::listen::Change;
 use crate::db::routes::SandboxProxyTarget;
 use crate::error::Result;
 use crate::load::Load;
-use protocol::ENVD_PORT;
+use protocol::is_agent_port;
 use sqlx::PgPool;
 use sqlx::types::Json;
 use std::net::IpAddr;
@@ -32,7 +32,7 @@ pub(crate) struct Route {
     /// Generation of preview links; links of earlier generations no longer admit.
     pub link_generation: i64,
     pub public_ports: Box<[u16]>,
-    /// Set if anyone may reach all ports except envd's.
+    /// Set if anyone may reach all ports except envd's and the code interpreter's.
     pub public_traffic: bool,
     /// Value of the `Host` header for the capsule's programs; `None` for the public name.
     pub host_header: Option<Box<str>>,
@@ -46,8 +46,7 @@ pub(crate) struct Route {
 impl Route {
     /// Reports whether anyone may reach a port.
     pub(crate) fn is_public(&self, port: u16) -> bool {
-        let all = self.public_traffic && port != ENVD_PORT;
-        all || self.public_ports.contains(&port)
+        !is_agent_port(port) && (self.public_traffic || self.public_ports.contains(&port))
     }
 }
 

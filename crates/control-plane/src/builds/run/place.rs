@@ -3,13 +3,13 @@
 
 use super::decide::End;
 use crate::app::App;
-use crate::builds::sources;
 use crate::db;
 use crate::db::build_runs::Around;
 use crate::db::builds::Build;
 use crate::error::{Error, Result};
 use crate::scheduler::{Holders, PlacementRequest, ResourceAmounts};
-use recipe::{BuildSpec, Source};
+use recipe::steps::ARCHIVE;
+use recipe::{BuildSpec, Source, Stage};
 use std::collections::BTreeSet;
 use types::{CapsuleId, CapsuleState, HostId};
 
@@ -154,9 +154,9 @@ fn size(build: &Build) -> ResourceAmounts {
 fn files(spec: &BuildSpec) -> Vec<String> {
     let steps = spec.recipe.stages.iter().flat_map(|stage| &stage.steps);
     let hashes = steps.filter_map(|step| step.action.as_copy()?.files.clone());
-    let sources = spec.recipe.stages.iter().flat_map(sources::of_stage);
+    let sources = spec.recipe.stages.iter().flat_map(Stage::sources);
     let archives = sources.filter_map(|source| match source {
-        Source::Image(image) => image.strip_prefix(sources::ARCHIVE).map(str::to_owned),
+        Source::Image(image) => image.strip_prefix(ARCHIVE).map(str::to_owned),
         Source::Template(_) | Source::Capsule(_) | Source::Stage(_) | Source::Scratch => None,
     });
     hashes.chain(archives).collect::<BTreeSet<_>>().into_iter().collect()
@@ -164,9 +164,9 @@ fn files(spec: &BuildSpec) -> Vec<String> {
 
 /// Returns the ids of all capsules whose files a build needs.
 fn capsules(spec: &BuildSpec) -> BTreeSet<String> {
-    let sources = spec.recipe.stages.iter().flat_map(sources::of_stage);
+    let sources = spec.recipe.stages.iter().flat_map(Stage::sources);
     let ids = sources.filter_map(|source| match source {
-        Source::Capsule(id) => Some(id),
+        Source::Capsule(id) => Some(id.clone()),
         Source::Image(_) | Source::Template(_) | Source::Stage(_) | Source::Scratch => None,
     });
     ids.collect()

@@ -181,7 +181,7 @@ pub(super) async fn start(
     if own.id != found.template_id {
         return Err(Error::NotFound("build"));
     }
-    Box::pin(builds::start(&app, caller, id, read(wanted)?)).await?;
+    Box::pin(builds::begin(&app, caller, id, read(wanted)?)).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -329,7 +329,7 @@ pub(super) async fn status(
 fn check_team(caller: Caller, found: &db::builds::Progress) -> Result<()> {
     match found.team_id == caller.team {
         true => Ok(()),
-        false => Err(Error::Forbidden("access to the template")),
+        false => Err(Error::OthersTemplate),
     }
 }
 

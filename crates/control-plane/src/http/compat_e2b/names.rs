@@ -69,7 +69,7 @@ fn refused(error: &names::Error) -> Error {
 pub(super) fn build_id(text: &str) -> Result<BuildId> {
     let uuid = text.parse::<uuid::Uuid>().ok().map(BuildId::from);
     let id = uuid.or_else(|| text.parse().ok());
-    id.ok_or_else(|| Error::invalid("Invalid", format!("build ID: {}", text.escape_debug())))
+    id.ok_or_else(|| Error::invalid_as_e2b(format!("build ID: {}", text.escape_debug())))
 }
 
 #[cfg(test)]

@@ -155,18 +155,18 @@ pub(super) struct Sandbox {
     /// tokens allow that.
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<String>,
-    /// Null also when the sandbox's ports are public, since public ports need no token.
+    /// Given also when the sandbox's ports are public, since the code interpreter's port never is.
     traffic_access_token: Option<String>,
     domain: String,
 }
 
 impl Sandbox {
     pub(super) fn new(row: Capsule, domain: &str, caller: Caller) -> Self {
-        let (executes, private) = (caller.executes(&row), !row.public_traffic);
+        let executes = caller.executes(&row);
         Self {
             head: Head::from(&row),
             envd_access_token: executes.then_some(row.envd_token),
-            traffic_access_token: (executes && private).then_some(row.traffic_token),
+            traffic_access_token: executes.then_some(row.traffic_token),
             domain: domain.to_owned(),
         }
     }
