@@ -2,12 +2,14 @@
 //! and `images`.
 
 mod account;
+mod code;
 mod host;
 mod template;
 
 pub(crate) use account::{
     Account, Activate, Audit, CreateKey, Key, Limits, Login, ResetPassword, SignUp, Team, User,
 };
+pub(crate) use code::{Code, Pictures, pictures};
 pub(crate) use host::{Host, Pki};
 pub(crate) use template::{
     BuildFrom, BuildLogs, BuildTemplate, Registry, RegistryLogin, Template, Versions,
@@ -50,6 +52,9 @@ pub(crate) enum Command {
     /// Create, list, use and end capsules.
     #[command(subcommand, visible_alias = "c")]
     Capsule(Capsule),
+    /// Run code in a capsule's code interpreter, which keeps variables between runs. Results are
+    /// text and pictures. Without code on a terminal, open a REPL.
+    Code(Code),
     /// Build, list, tag and delete templates, which capsules start from.
     #[command(subcommand, visible_alias = "t")]
     Template(Template),
@@ -216,7 +221,8 @@ pub(crate) struct Create {
     /// Port that anyone may reach by its URL. Repeatable.
     #[arg(long, value_name = "PORT")]
     pub public: Vec<u16>,
-    /// Let anyone reach all ports of the capsule by their URLs, except the port of envd.
+    /// Let anyone reach all ports of the capsule by their URLs, except those of envd and the code
+    /// interpreter.
     #[arg(long)]
     pub public_traffic: bool,
     /// Host header that programs in the capsule receive, such as `localhost:${PORT}`. Default: the
@@ -565,6 +571,17 @@ mod tests {
         let help = Cli::try_parse_from(["wrenn", "c", "create", "--help"]).unwrap_err().to_string();
         assert!(help.contains("--idle-timeout") && help.contains("--lifetime"), "{help}");
         assert!(!help.contains("--idle ") && !help.contains("--timeout"), "{help}");
+    }
+
+    #[test]
+    fn context_of_code_excludes_its_language() {
+        let parse = |words: &[&str]| Cli::try_parse_from([&["wrenn", "code"][..], words].concat());
+        let cli = parse(&["cl-x", "a.py", "--timeout", "500ms", "-e", "A=b"]).unwrap();
+        let Command::Code(code) = cli.command else { panic!("not code") };
+        assert_eq!((code.words.len(), code.template.as_str()), (2, "code-interpreter"));
+        assert!(parse(&["--context", "x", "--language", "bash"]).is_err());
+        assert!(parse(&["--attach", "x", "-c", "1"]).is_err());
+        assert!(parse(&["a", "b", "c"]).is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod account;
 mod capsule;
+mod code;
 mod cp;
 mod doctor;
 mod exec;
@@ -17,6 +18,7 @@ mod user;
 
 pub(crate) use account::account;
 pub(crate) use capsule::capsule;
+pub(crate) use code::code;
 pub(crate) use doctor::doctor;
 pub(crate) use host::host;
 pub(crate) use key::{audit, key};

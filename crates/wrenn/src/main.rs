@@ -20,7 +20,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // The conversion child locks itself in, which needs a process with one thread.
     if std::env::args_os().nth(1).is_some_and(|word| word == host_agent::images::COMMAND) {
-        return host_agent::images::convert_and_exit();
+        return host_agent::images::run_conversion_child();
     }
     let form = |json| if json { Form::Json } else { Form::Human };
     let cli = match Cli::try_parse() {
@@ -61,6 +61,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
     let client = || client::Client::new(&cli.api, &client_file);
     match cli.command {
         Command::Capsule(command) => return commands::capsule(command, &client()?, form).await,
+        Command::Code(code) => return commands::code(code, &client()?, form).await,
         Command::Template(command) => return commands::template(command, &client()?, form).await,
         Command::Registry(command) => commands::registry(command, &client()?, form).await?,
         Command::Snapshot(command) => commands::snapshots(command, &client()?, form).await?,

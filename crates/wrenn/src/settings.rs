@@ -58,6 +58,10 @@ pub(crate) struct Agent {
     /// Address range for the capsules' links to the host, at least a /24.
     #[arg(long, env = "WRENN_NETWORK", default_value = "10.220.0.0/16")]
     pub network: String,
+    /// Maximum number of networks to make ahead of creates, so that a create need not wait for its
+    /// network. 0 makes none ahead.
+    #[arg(long, env = "WRENN_READY_NETWORKS", default_value_t = 4)]
+    pub ready_networks: u32,
     /// Name servers for guests.
     #[arg(long, env = "WRENN_DNS", default_value = "1.1.1.1,8.8.8.8", value_delimiter = ',')]
     pub dns: Vec<IpAddr>,
@@ -78,6 +82,11 @@ pub(crate) struct Agent {
     /// Memory for all capsules together, in MiB. 0 means four fifths of the machine's memory.
     #[arg(long, env = "WRENN_MEMORY_MIB", default_value_t = 0)]
     pub memory_mib: u64,
+    /// Share of the capsules' memory for ready capsules, in percent. A host makes ready capsules
+    /// ahead of creates, and ends them when another capsule needs their memory. 0 means none.
+    #[arg(long, env = "WRENN_READY_MEMORY_PERCENT", default_value_t = 10,
+        value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub ready_memory_percent: u8,
     /// Virtual CPUs for all capsules together. 0 means 64 for each core.
     #[arg(long, env = "WRENN_VCPUS", default_value_t = 0)]
     pub vcpus: u64,
@@ -114,10 +123,12 @@ impl Agent {
         Ok(host_agent::Config {
             dir: dir.to_owned(),
             network: self.network.clone(),
+            ready_networks: self.ready_networks,
             dns: self.dns.clone(),
             driver: self.driver.clone(),
             firecracker: self.firecracker(),
             memory_mib: self.memory_mib,
+            ready_memory_percent: self.ready_memory_percent,
             vcpus: self.vcpus,
             disk_mib: self.disk_mib,
             store: self.store()?,

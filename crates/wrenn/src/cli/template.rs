@@ -37,6 +37,10 @@ pub(crate) enum Template {
     Publish {
         /// Name of the template.
         template: String,
+        /// Let every team find the template by its name alone. Only operators may do so, and only
+        /// they may build it from then on.
+        #[arg(long)]
+        common: bool,
     },
     /// Undo `publish`. Capsules of other teams keep running.
     Unpublish {
@@ -103,7 +107,8 @@ pub(crate) struct BuildTemplate {
     /// that the host does not have. Default: `always`.
     #[arg(long, value_parser = ["always", "missing"])]
     pub pull: Option<String>,
-    /// Let every team create capsules from a new template.
+    /// Let every team create capsules from a new template. An operator's new
+    /// `code-interpreter` is public without this flag, and common to all teams.
     #[arg(long)]
     pub public: bool,
     /// Print the build's id and return while the build goes on.
@@ -115,11 +120,13 @@ pub(crate) struct BuildTemplate {
 }
 
 /// Origin of the template's files.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(crate) struct BuildFrom {
-    /// Folder with the files that COPY names, and by default with the Dockerfile.
-    #[arg(default_value = ".", conflicts_with_all = ["image", "from", "from_capsule"])]
-    pub dir: PathBuf,
+    /// Folder with the files that COPY names, and by default with the Dockerfile. Default: the
+    /// present folder; for `code-interpreter` and `code-interpreter-full`, the recipe of this
+    /// command.
+    #[arg(conflicts_with_all = ["image", "from", "from_capsule"])]
+    pub dir: Option<PathBuf>,
     /// Path of the Dockerfile; `-` means standard input. Default: `Dockerfile` in DIR.
     #[arg(long, short, value_name = "FILE", conflicts_with_all = ["image", "from", "from_capsule"])]
     pub file: Option<PathBuf>,
@@ -256,8 +263,9 @@ mod tests {
     #[test]
     fn sources_of_a_build_exclude_each_other() {
         let plain = build(&["web"]).unwrap();
-        assert_eq!(plain.source.dir, PathBuf::from("."));
-        assert_eq!(build(&["web:v1", "app", "-f", "x"]).unwrap().source.dir, PathBuf::from("app"));
+        assert_eq!(plain.source.dir, None);
+        let named = build(&["web:v1", "app", "-f", "x"]).unwrap();
+        assert_eq!(named.source.dir, Some(PathBuf::from("app")));
         assert!(build(&["web", "--image", "debian"]).unwrap().source.image.is_some());
         for words in [
             &["web", "app", "--image", "debian"][..],

@@ -51,7 +51,7 @@ pub(crate) async fn capsule(
 
 /// Prints the error of a command that did not run to its end, and returns an exit code for it. Few
 /// programs use these codes, which shells, `timeout(1)` and `env(1)` return too.
-fn failed(error: &anyhow::Error, form: Form) -> ExitCode {
+pub(super) fn failed(error: &anyhow::Error, form: Form) -> ExitCode {
     output::error(error, form);
     let code = error.downcast_ref::<Refused>().map(|refused| refused.code.as_str());
     ExitCode::from(match code {

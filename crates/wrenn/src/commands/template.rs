@@ -1,6 +1,7 @@
 //! `wrenn template`: templates, their versions and their builds.
 
 mod build;
+mod builtin;
 mod follow;
 mod progress;
 mod show;
@@ -37,7 +38,12 @@ pub(crate) async fn template(
         Template::Versions(wanted) => versions(&wanted, client, form).await?,
         Template::Tag { template, tags } => tag(&template, tags, client, form).await?,
         Template::Untag { template, tags } => untag(&template, &tags, client, form).await?,
-        Template::Publish { template } => publish(&template, true, client, form).await?,
+        Template::Publish { template, common: true } => {
+            render(&make_common(&template, client).await?, "common", form)?;
+        }
+        Template::Publish { template, common: false } => {
+            publish(&template, true, client, form).await?;
+        }
         Template::Unpublish { template } => publish(&template, false, client, form).await?,
         Template::Logs(wanted) => logs(&wanted, client, form).await?,
         Template::Cancel { build } => cancel(&build, client, form).await?,
@@ -207,6 +213,12 @@ async fn publish(template: &str, public: bool, client: &Client, form: Form) -> a
     let change = api::ChangeTemplate { public: Some(public), ..Default::default() };
     let changed: api::Template = client.patch(&path(template, "")?, &change).await?;
     render(&changed, if public { "public" } else { "private" }, form)
+}
+
+/// Lets every team find a template by its name alone.
+async fn make_common(template: &str, client: &Client) -> anyhow::Result<api::Template> {
+    let change = api::ChangeTemplate { common: Some(true), ..Default::default() };
+    client.patch(&path(template, "")?, &change).await
 }
 
 async fn delete(templates: &[String], client: &Client, form: Form) -> anyhow::Result<()> {

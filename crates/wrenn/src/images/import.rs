@@ -4,7 +4,7 @@
 use crate::cli::Import;
 use crate::output::{self, Progress};
 use anyhow::Context;
-use host_agent::images::{self, ImageRequest, ImageSource, ImageStore, Limits, Program};
+use host_agent::images::{self, ImageRequest, ImageSource, ImageStore, Program};
 use recipe::Pull;
 use std::path::Path;
 use std::sync::Mutex;
@@ -32,7 +32,7 @@ pub(crate) async fn import(import: &Import) -> anyhow::Result<String> {
         source: source(&import.image)?,
         pull: Pull::Always,
         team: "operator".to_owned(),
-        limits: Limits::default(),
+        limits: store.limits(),
     };
     let cancel = CancellationToken::new();
     let shown = Shown::start(format!("the image {}", import.image));

@@ -2,7 +2,7 @@
 
 use super::follow::{News, follow};
 use super::progress::{Progress, Style};
-use super::{source, tag_list, upload};
+use super::{builtin, make_common, path, source, tag_list, upload};
 use crate::cli;
 use crate::client::Client;
 use crate::output::{self, Form, Live};
@@ -10,7 +10,7 @@ use anyhow::Context;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use recipe::names::{self, Reference, Selector};
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use std::process::ExitCode;
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -36,7 +36,12 @@ pub(super) async fn build(
     }
     let (detach, plain) = (build.detach, build.plain);
     let (mut body, from) = request(build);
-    let source = tokio::task::spawn_blocking(move || source::read(from)).await??;
+    let builtin = builtin::find(&wanted.name, &from);
+    let is_first = match builtin {
+        Some(builtin) => complete(builtin, &mut body, &wanted.name, client).await,
+        None => false,
+    };
+    let source = tokio::task::spawn_blocking(move || read(builtin, from, form)).await??;
     body.from = source.from;
     body.recipe = source.recipe.as_ref().map(serde_json::to_value).transpose()?;
     if form == Form::Human {
@@ -44,6 +49,9 @@ pub(super) async fn build(
     }
     upload::upload(client, &wanted.name, source.uploads, form).await?;
     let made = post(client, &body).await?;
+    if is_first && let Err(error) = make_common(&wanted.name, client).await {
+        output::note(&format!("other teams do not find {} by its name: {error:#}", wanted.name));
+    }
     if detach {
         super::super::render(&made, &made.id, form)?;
         return Ok(ExitCode::SUCCESS);
@@ -69,6 +77,49 @@ fn reference(text: &str) -> anyhow::Result<Reference> {
         return Err(output::usage(format!("`{text}` must be NAME or NAME:TAG")));
     }
     Ok(wanted)
+}
+
+/// Reads the source of a template: a recipe of this executable, or the caller's.
+fn read(
+    builtin: Option<&builtin::Builtin>,
+    from: cli::BuildFrom,
+    form: Form,
+) -> anyhow::Result<source::Source> {
+    let Some(builtin) = builtin else { return source::read(from) };
+    let cache = builtin::cache(|name| std::env::var(name).ok());
+    let (folder, dockerfile) = builtin.prepare(&cache, form)?;
+    source::read_builtin(folder, dockerfile)
+}
+
+/// Completes the request for a recipe of this executable. Returns true if the build makes an
+/// operator's new template, which becomes common to all teams.
+async fn complete(
+    builtin: &builtin::Builtin,
+    body: &mut api::CreateBuild,
+    name: &str,
+    client: &Client,
+) -> bool {
+    builtin.complete(body);
+    let operator = is_operator(client).await;
+    body.public |= operator;
+    operator && is_new(name, client).await
+}
+
+/// Reports whether the caller's team has no template of a name. A failed request counts as no.
+async fn is_new(name: &str, client: &Client) -> bool {
+    let Ok(path) = path(name, "") else { return false };
+    match client.get::<api::Template>(&path).await {
+        Ok(found) => !found.own,
+        Err(error) => crate::client::is_status(&error, StatusCode::NOT_FOUND),
+    }
+}
+
+/// Reports whether the caller is an operator, who alone sees the addresses of shared hosts. A
+/// failed request counts as no.
+async fn is_operator(client: &Client) -> bool {
+    let list = client.get::<api::HostList>("/v1/hosts").await;
+    let shared = |host: &api::Host| host.team_id.is_none() && !host.address.is_empty();
+    list.is_ok_and(|list| list.items.iter().any(shared))
 }
 
 fn request(build: cli::BuildTemplate) -> (api::CreateBuild, cli::BuildFrom) {

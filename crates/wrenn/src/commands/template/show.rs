@@ -56,11 +56,21 @@ async fn tagged(name: &str, tag: &str, client: &Client) -> anyhow::Result<String
 
 type Rows = Vec<(&'static str, String)>;
 
+/// Names the teams that may use a template.
+fn reach(found: &api::Template) -> &'static str {
+    match (found.shared, found.common) {
+        (_, true) => "all teams, by the name alone",
+        (true, false) => "all teams",
+        (false, false) => "this team",
+    }
+}
+
 fn of_template(found: api::Template) -> Rows {
+    let reach = reach(&found);
     let mut rows = vec![
         ("name", found.name),
         ("id", found.id),
-        ("for", if found.shared { "all teams" } else { "this team" }.to_owned()),
+        ("for", reach.to_owned()),
         ("vcpus", found.vcpus.to_string()),
         ("memory", format!("{} MiB", found.memory_mib)),
         ("disk", format!("{} MiB", found.disk_mib)),

@@ -68,6 +68,22 @@ pub(super) fn read(from: cli::BuildFrom) -> anyhow::Result<Source> {
     Ok(Source { uploads: vec![upload], ..source })
 }
 
+/// Reads a recipe of this executable, whose files are in `dir`. Its FROM names templates, and not
+/// images.
+///
+/// # Errors
+/// Names the line of the Dockerfile, or the file that cannot be read.
+pub(super) fn read_builtin(dir: PathBuf, file: PathBuf) -> anyhow::Result<Source> {
+    let from = cli::BuildFrom { dir: Some(dir), file: Some(file), ..cli::BuildFrom::default() };
+    let mut source = of_dockerfile(&from)?;
+    for stage in source.recipe.iter_mut().flat_map(|recipe| &mut recipe.stages) {
+        if let recipe::Source::Image(name) = &mut stage.source {
+            stage.source = recipe::Source::Template(std::mem::take(name));
+        }
+    }
+    Ok(source)
+}
+
 fn archive(path: &Path) -> anyhow::Result<Upload> {
     let what = || format!("cannot read {}", path.display());
     let mut file = File::open(path).with_context(what)?;
@@ -91,7 +107,8 @@ fn archive(path: &Path) -> anyhow::Result<Upload> {
 }
 
 fn of_dockerfile(from: &cli::BuildFrom) -> anyhow::Result<Source> {
-    let file = from.file.clone().unwrap_or_else(|| from.dir.join("Dockerfile"));
+    let dir = from.dir.as_deref().unwrap_or(Path::new("."));
+    let file = from.file.clone().unwrap_or_else(|| dir.join("Dockerfile"));
     let shown = file.display().to_string();
     let text = dockerfile_text(&file, from.file.is_some())?;
     let parsed = Dockerfile::parse(&text).with_context(|| shown.clone())?;
@@ -107,7 +124,7 @@ fn of_dockerfile(from: &cli::BuildFrom) -> anyhow::Result<Source> {
         .iter()
         .map(|name| format!("warning: no ARG of {shown} declares the build argument {name}"))
         .collect();
-    let uploads = files(&mut recipe, &from.dir, &file)?;
+    let uploads = files(&mut recipe, dir, &file)?;
     Ok(Source { from: None, recipe: Some(recipe), uploads, notes })
 }
 

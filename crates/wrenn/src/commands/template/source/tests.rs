@@ -20,16 +20,8 @@ impl Folder {
     }
 
     fn read_with(&self, change: impl FnOnce(&mut cli::BuildFrom)) -> anyhow::Result<Source> {
-        let mut from = cli::BuildFrom {
-            dir: self.0.path().to_owned(),
-            file: None,
-            target: None,
-            args: Vec::new(),
-            image: None,
-            from: None,
-            from_capsule: None,
-            with_memory: false,
-        };
+        let mut from =
+            cli::BuildFrom { dir: Some(self.0.path().to_owned()), ..cli::BuildFrom::default() };
         change(&mut from);
         read(from)
     }
@@ -46,6 +38,16 @@ fn names(upload: &Upload) -> Vec<&str> {
 
 fn text(error: &anyhow::Error) -> String {
     format!("{error:#}")
+}
+
+#[test]
+fn recipe_of_the_executable_begins_from_a_template() {
+    let folder = Folder::new(&[("recipe/Dockerfile", "FROM base\nCOPY a /\n"), ("a", "a")]);
+    let dir = folder.0.path();
+    let source = read_builtin(dir.to_owned(), dir.join("recipe/Dockerfile")).unwrap();
+    let stages = source.recipe.unwrap().stages;
+    assert_eq!(stages[0].source, recipe::Source::Template("base".to_owned()));
+    assert_eq!(names(&source.uploads[0]), ["a"]);
 }
 
 #[test]
