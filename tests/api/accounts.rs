@@ -571,6 +571,16 @@ async fn mail_goes_through_configured_smtp_server() {
 }
 
 #[tokio::test]
+async fn signup_on_a_platform_without_it_is_refused_with_the_way_in() {
+    let platform = platform(&[("WRENN_SIGNUP", "off")]).await;
+    let anyone = platform.client_with("");
+    let account = json!({ "email": "ada@example.com", "password": PASSWORD, "name": "Ada" });
+    let signed = anyone.post("/v1/auth/signup", &account).await;
+    signed.refuses(403, "forbidden", "ask an admin of the platform for an invitation");
+    platform.finish();
+}
+
+#[tokio::test]
 async fn user_creation_with_unreachable_mail_server_gets_mail_failed() {
     let mut platform = platform(&[("WRENN_SIGNUP", "open")]).await;
     platform.kill();

@@ -52,6 +52,43 @@ async fn capsule_changes_are_audited_with_actor_and_address() {
 }
 
 #[tokio::test]
+async fn each_build_is_audited_with_its_begin_and_its_end() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let body = |command: &str| {
+        let steps = json!([{ "run": { "command": command } }]);
+        json!({ "name": "web", "from": { "image": "debian:12" }, "steps": steps })
+    };
+    let ready = client.build(&body("true")).await.id;
+    let failed = client.attempt(&body("exit 3")).await.id;
+    let cancelled = client.begin(&body("sleep 1000")).await;
+    client.cancel(&cancelled).await.expect(200);
+    client.ended(&cancelled).await;
+    let template = client.get("/v1/templates/web").await.expect(200);
+    let query = format!("?resource={}", template["id"].as_str().unwrap());
+    let mut told = entries(&client, &query).await;
+    told.reverse();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let told: Vec<[String; 3]> = told
+        .iter()
+        .map(|e| [text(&e["action"]), text(&e["actor_type"]), text(&e["metadata"]["build"])])
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ["template.build", "api_key", &ready],
+            ["template.build_ready", "system", &ready],
+            ["template.build", "api_key", &failed],
+            ["template.build_failed", "system", &failed],
+            ["template.build", "api_key", &cancelled],
+            ["template.cancel", "api_key", &cancelled],
+            ["template.build_failed", "system", &cancelled],
+        ]
+    );
+    platform.finish();
+}
+
+#[tokio::test]
 async fn pause_by_host_timeout_is_audited_with_host_as_actor() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();

@@ -38,7 +38,16 @@ const EXPECTED: &str = "
     exec POST /v1/capsules/{id}/files/stream/write, POST /v1/capsules/{id}/files/list,
     exec POST /v1/capsules/{id}/files/stat, POST /v1/capsules/{id}/files/mkdir,
     exec POST /v1/capsules/{id}/files/move, POST /v1/capsules/{id}/files/remove,
-    exec POST /v1/capsules/{id}/ports/{port}/links, GET /v1/capsules/{id}/ports/{port}/tcp
+    exec POST /v1/capsules/{id}/ports/{port}/links, GET /v1/capsules/{id}/ports/{port}/tcp,
+    exec POST /v1/capsules/{id}/code, GET /v1/capsules/{id}/code/executions/{execution_id},
+    exec POST /v1/capsules/{id}/code/executions/{execution_id}/interrupt,
+    exec GET /v1/capsules/{id}/code/contexts, POST /v1/capsules/{id}/code/contexts,
+    exec GET /v1/capsules/{id}/code/contexts/{context_id},
+    exec DELETE /v1/capsules/{id}/code/contexts/{context_id},
+    exec POST /v1/capsules/{id}/code/contexts/{context_id}/restart,
+    exec POST /v1/capsules/{id}/code/contexts/{context_id}/interrupt,
+    exec POST /v1/capsules/{id}/code/contexts/{context_id}/complete,
+    exec GET /v1/capsules/{id}/code/contexts/{context_id}/variables
     change POST /v1/capsules, DELETE /v1/capsules/{id}, POST /v1/capsules/{id}/pause,
     change POST /v1/capsules/{id}/resume, POST /v1/capsules/{id}/fork, POST /v1/snapshots,
     change POST /v1/capsules/{id}/timeout, PUT /v1/capsules/{id}/ports/{port},
@@ -166,6 +175,8 @@ fn path(route: &str, capsule: &str, team: &str) -> String {
     };
     let filled = route.replace("{id}", id).replace("{selector}", "1").replace("{port}", "80");
     let filled = filled.replace("{user}", "none").replace("{invitation}", "none");
+    let none = uuid::Uuid::nil().to_string();
+    let filled = filled.replace("{context_id}", &none).replace("{execution_id}", &none);
     let names = ["{provider}", "{name}", "{alias}", "{hash}", "{tag}", "{host}", "{build}"];
     names.iter().fold(filled, |path, name| path.replace(name, "none"))
 }
@@ -206,6 +217,8 @@ fn sound(client: &Client, method: &Method, path: &str) -> reqwest::RequestBuilde
         r#"{"sandbox_id":"x"}"#
     } else if path.ends_with("/exec") {
         r#"{"cmd":"true"}"#
+    } else if path.ends_with("/code") || path.ends_with("/complete") {
+        r#"{"code":"1"}"#
     } else {
         return request;
     };
@@ -274,6 +287,8 @@ fn refusal(takes: &str, may: &[&str], user: bool) -> Option<u16> {
 #[tokio::test]
 async fn each_route_serves_only_permitted_callers() {
     let (platform, team, id, clients) = callers().await;
+    // Requests to the code interpreter must not reach the one of another test.
+    let _port = tests::SharedPort::take(crate::code::PORT);
     for (route, takes) in expected() {
         let (method, pattern) = route.split_once(' ').unwrap();
         let (method, path) = (method.parse::<Method>().unwrap(), path(pattern, &id, &team));

@@ -2,8 +2,11 @@
 //! the platform's client file.
 
 mod accounts;
+mod code;
 mod copy;
 mod exec;
+mod registries;
+mod sources;
 mod templates;
 
 use crate::capsule;

@@ -59,8 +59,8 @@ async fn platform_crash_during_creates_and_deletes_is_repaired() {
         let running = settled(&platform.client()).await;
         assert!(running.contains(&kept), "a capsule that ran is gone");
         assert_eq!(platform.client().out(&kept, "echo up").await, "up\n");
-        let folders = platform.leftovers().folders;
-        assert_eq!(folders.len(), running.len(), "{folders:?} for {running:?}");
+        let what = format!("only the folders of {running:?} are left");
+        platform.left_until(&what, |left| left.folders.len() == running.len()).await;
     }
     platform.finish();
 }
@@ -187,10 +187,8 @@ async fn database_crash_during_creates_is_repaired() {
         }
     }
     let running = settled(&client).await.len();
-    eventually("no machine is left that no capsule owns", || async {
-        (platform.leftovers().folders.len() == running).then_some(())
-    })
-    .await;
+    let what = "no machine is left that no capsule owns";
+    platform.left_until(what, |left| left.folders.len() == running).await;
     platform.finish();
 }
 
@@ -242,9 +240,13 @@ async fn agent_crash_alone_loses_no_capsule() {
     for id in settled(&client).await {
         client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     }
+    eventually("no folder of a capsule is left", || async {
+        let mut folders = std::fs::read_dir(agent_dir.path().join("capsules")).unwrap();
+        folders.next().is_none().then_some(())
+    })
+    .await;
     agent.0.kill().unwrap();
     agent.0.wait().unwrap();
-    assert!(std::fs::read_dir(agent_dir.path().join("capsules")).unwrap().next().is_none());
     drop(replica);
     assert_eq!(platform.client().out(&kept, "echo up").await, "up\n");
     platform.stop();

@@ -89,6 +89,46 @@ async fn events_are_streamed_in_order_to_their_team_only() {
 }
 
 #[tokio::test]
+async fn begin_and_each_kind_of_end_of_a_build_are_events() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let mut stream = Stream::open(&client, None).await;
+    let body = |command: &str| {
+        let steps = json!([{ "run": { "command": command } }]);
+        json!({ "name": "web", "from": { "image": "debian:12" }, "steps": steps })
+    };
+    let ready = client.build(&body("true")).await.id;
+    let failed = client.attempt(&body("exit 3")).await.id;
+    let cancelled = client.begin(&body("sleep 1000")).await;
+    client.cancel(&cancelled).await.expect(200);
+    client.ended(&cancelled).await;
+    let declared = client.post("/v3/templates", &json!({ "name": "later" })).await.expect(202);
+    let uuid: uuid::Uuid = declared["buildID"].as_str().unwrap().parse().unwrap();
+    let waiting = types::BuildId(uuid).to_string();
+    client.cancel(&waiting).await.expect(200);
+    for (kind, name, build) in [
+        ("started", "web", &ready),
+        ("ready", "web", &ready),
+        ("started", "web", &failed),
+        ("failed", "web", &failed),
+        ("started", "web", &cancelled),
+        ("cancelled", "web", &cancelled),
+        // A build whose steps never came has not started.
+        ("cancelled", "later", &waiting),
+    ] {
+        let told = loop {
+            let event = stream.next().await;
+            if event["resource_type"] == "template" {
+                break event;
+            }
+        };
+        assert_eq!(told["event"], format!("template.build.{kind}"), "{told}");
+        assert_eq!(told["data"], json!({ "name": name, "build": build }), "{told}");
+    }
+    platform.finish();
+}
+
+#[tokio::test]
 async fn event_stream_resumes_by_last_event_id_after_platform_crash() {
     let mut platform = Platform::start(Driver::Fake, &[]).await;
     let client = platform.client();

@@ -22,7 +22,8 @@ pub(crate) struct Second {
 
 impl Second {
     pub(crate) async fn start(platform: &Platform, operator: &Client) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // The second host has the same disk as the first, so that placement is even.
+        let dir = tempfile::tempdir_in(tests::memory_or_disk()).unwrap();
         let (process, address) = platform.agent(operator, dir.path(), "127.0.0.1:0").await;
         let id = credentials(dir.path())["host_id"].as_str().unwrap().to_owned();
         Self { dir, process, address, id }

@@ -412,7 +412,8 @@ async fn rest(platform: &Platform, client: &Client, kept: &str, step: &str) {
     for id in &ids {
         assert_eq!(processes_of(id).len(), 1, "after {step}");
     }
-    assert_eq!(platform.leftovers().folders.len(), ids.len(), "after {step}");
+    let what = format!("only the folders of capsules are left after {step}");
+    platform.left_until(&what, |left| left.folders.len() == ids.len()).await;
     assert_eq!(client.get("/v1/snapshots").await.expect(200)["items"], json!([]));
     assert_eq!(client.out(kept, "echo up").await, "up\n", "after {step}");
     for id in ids.iter().filter(|id| *id != kept) {

@@ -155,7 +155,7 @@ async fn create_beyond_host_capacity_is_refused_until_space_is_free() {
 async fn concurrent_creates_and_deletes_each_happen_once() {
     let platform = Platform::start(Driver::Fake, &[("WRENN_MEMORY_MIB", "100000")]).await;
     let client = platform.client();
-    let body = json!({ "memory_mib": 128 });
+    let body = json!({ "memory_mib": 128, "disk_mib": 256 });
     let made = futures::future::join_all((0..40).map(|_| client.create(&body))).await;
     let ids: BTreeSet<&String> = made.iter().collect();
     assert_eq!(ids.len(), 40);

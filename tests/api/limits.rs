@@ -1,5 +1,6 @@
 //! Limits: the number and size of a team's or a key's things, and the rate of requests.
 
+use crate::races::Other;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
@@ -38,6 +39,23 @@ async fn concurrent_creates_stop_at_team_capsule_limit() {
     let id = good[0].body["id"].as_str().unwrap();
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     client.create(&json!({})).await;
+    platform.finish();
+}
+
+/// A statement that waits for a lock has a snapshot from before its wait.
+#[tokio::test]
+async fn create_that_waits_for_team_lock_counts_its_holders_changes() {
+    let platform = Platform::start(Driver::Fake, &[]).await;
+    let client = platform.client();
+    let team = team(&client).await;
+    set(&client, &team, json!({ "vcpus": 4 })).await;
+    let body = json!({ "vcpus": 1 });
+    client.create(&body).await;
+    let grow = "SELECT pg_advisory_xact_lock(hashtextextended(team_id::text, 6)) FROM capsules; \
+                UPDATE capsules SET vcpus = 4;";
+    let other = Other::begin(&platform, grow).await;
+    let answer = other.then(client.post("/v1/capsules", &body)).await;
+    answer.refuses(429, "limit_reached", "4 of 4 vCPUs");
     platform.finish();
 }
 

@@ -179,14 +179,14 @@ async fn listening_ports_show_address_program_url_and_public_flag() {
 }
 
 #[tokio::test]
-async fn public_traffic_shows_all_ports_public_except_envd() {
+async fn public_traffic_shows_all_ports_public_except_the_agents() {
     let (platform, client, _) = capsule().await;
     let id = client.create(&json!({ "public_traffic": true })).await;
     let guest = Upstream::echo();
     let listed = client.get(&format!("/v1/capsules/{id}/ports")).await.expect(200);
     let shown = listed.as_array().unwrap().iter().find(|listed| listed["port"] == guest.port);
     assert_eq!(shown.unwrap()["public"], true, "{listed}");
-    for (port, public) in [(80, true), (49983, false)] {
+    for (port, public) in [(80, true), (49983, false), (49999, false)] {
         let shown = client.get(&format!("/v1/capsules/{id}/ports/{port}")).await.expect(200);
         assert_eq!(shown["public"], public, "{shown}");
     }

@@ -73,7 +73,7 @@ async fn delete_ends_pause_waiting_for_silent_guest() {
         let paused = pausing.await.unwrap();
         assert!(!paused.status.is_success(), "{}", paused.body);
     }
-    assert!(platform.leftovers().folders.is_empty());
+    platform.left_until("no folder is left", |left| left.folders.is_empty()).await;
     platform.finish();
 }
 

@@ -5,9 +5,12 @@ mod confined;
 mod crash;
 mod declared;
 mod e2b;
+mod leader;
 mod lifecycle;
 mod limits;
 mod logs;
+mod placement;
+mod polls;
 mod registries;
 mod tags;
 

@@ -40,7 +40,7 @@ server.add_generic_rpc_handlers((HANDLERS,))
 port = server.add_insecure_port("127.0.0.1:0")
 server.start()
 # The program sees the capsule's public name as the authority.
-name = f"{port}-{os.environ['CAPSULE']}.localhost"
+name = f"{port}-{os.environ['CAPSULE']}.sandbox.test"
 channel = grpc.insecure_channel(
     os.environ["PROXY_URL"].removeprefix("http://"), [("grpc.default_authority", name)]
 )

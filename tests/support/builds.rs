@@ -7,6 +7,7 @@ use crate::platform::{Driver, Platform};
 use crate::registry::Registry;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -29,12 +30,20 @@ impl Workshop {
     /// # Panics
     /// When one does not start.
     pub async fn start(driver: Driver, vars: &[(&str, &str)]) -> Self {
+        Self::start_in(driver, &std::env::temp_dir(), vars).await
+    }
+
+    /// Starts both, with the platform's folder below `parent`.
+    ///
+    /// # Panics
+    /// When one does not start.
+    pub async fn start_in(driver: Driver, parent: &Path, vars: &[(&str, &str)]) -> Self {
         let registry = Registry::start();
         let settings = tempfile::tempdir().unwrap();
         let file = registry.settings(settings.path());
         let mut all = vec![("WRENN_REGISTRIES", file.as_str())];
         all.extend(vars);
-        let platform = Platform::start(driver, &all).await;
+        let platform = Platform::start_in(driver, parent, &all).await;
         let client = platform.client();
         Self { platform, registry, client, _settings: settings }
     }

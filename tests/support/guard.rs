@@ -3,6 +3,10 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Time limit for the remains of removed capsules to go.
+const REMAINS: Duration = Duration::from_secs(30);
 
 /// Things of a platform that exist on this machine.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -48,6 +52,29 @@ impl Leftovers {
             cgroups: groups.filter(|name| name.starts_with("cl-")).collect(),
             folders: names(&format!("{text}/capsules")),
         }
+    }
+
+    /// Looks at the platform in `dir` until a condition holds, and returns the last look. A removal
+    /// answers before the capsule's network, limits and folder are gone.
+    ///
+    /// # Panics
+    /// When the condition does not hold in time. The message quotes `what`.
+    pub async fn until(dir: &Path, what: &str, holds: impl Fn(&Self) -> bool) -> Self {
+        let limit = Instant::now() + REMAINS;
+        loop {
+            let found = Self::of(dir);
+            if holds(&found) {
+                return found;
+            }
+            assert!(Instant::now() < limit, "not in time: {what}: {found:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Counts namespaces, links and folders, which each running capsule has one of.
+    #[must_use]
+    pub fn counts(&self) -> [usize; 3] {
+        [self.namespaces.len(), self.links.len(), self.folders.len()]
     }
 
     /// Returns the path of a capsule's namespace, given the number of its network.
@@ -204,6 +231,16 @@ pub fn processes_of(capsule: &str) -> Vec<i32> {
             || args.windows(jailed.len()).any(|part| part == jailed.as_bytes())
     })
     .collect()
+}
+
+/// Counts the processes of machines that were started in folders below `dir`, by their
+/// environment. A jailer clears the environment.
+pub(crate) fn machines_below(dir: &Path) -> usize {
+    let begin = format!("WRENN_CAPSULE_DIR={}/", dir.display());
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let vars = entries.filter_map(|entry| fs::read(entry.path().join("environ")).ok());
+    let is_below = |var: &[u8]| var.starts_with(begin.as_bytes());
+    vars.filter(|vars| vars.split(|byte| *byte == 0).any(is_below)).count()
 }
 
 /// Sends a signal to a process of this machine.

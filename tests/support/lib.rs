@@ -14,14 +14,17 @@ mod browser;
 mod builds;
 mod caddy;
 mod client;
+mod cluster;
 mod guard;
 mod hook;
 mod oci;
 mod platform;
+mod pools;
 mod registry;
 mod replica;
 mod s3;
 mod smtp;
+mod sql_tap;
 mod trees;
 mod upstream;
 
@@ -33,12 +36,14 @@ pub use client::{Answer, Client, Socket};
 pub use guard::{Leftovers, held_in_namespaces, held_in_removed_namespaces, processes_of, signal};
 pub use hook::{Heard, Hook};
 pub use oci::{Image, Tree, busybox, digest, gzip, hash};
-pub use platform::{Driver, Platform, binary, firecracker, set_guests, told};
+pub use platform::{Driver, Platform, binary, firecracker, memory_or_disk, set_guests, told};
+pub use pools::{POOLS, ReadyMachine};
 pub use registry::Registry;
 pub use replica::Replica;
 pub use s3::S3;
 pub use smtp::Smtp;
-pub use upstream::{Upstream, Wire};
+pub use sql_tap::{RoundTrip, SqlTap};
+pub use upstream::{SharedPort, Upstream, Wire};
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -62,6 +67,15 @@ where
         assert!(Instant::now() < limit, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Returns the number of rounds of a test: `usual` or, as in `tests/long`, what a variable says.
+///
+/// # Panics
+/// When the variable is no number.
+#[must_use]
+pub fn rounds(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).map_or(usual, |rounds| rounds.parse().unwrap())
 }
 
 /// Returns the path of a program that `./test` put on the PATH.

@@ -3,7 +3,9 @@
 
 use crate::balancer::Balancer;
 use crate::client::Client;
+use crate::cluster::share_cluster;
 use crate::guard::{Leftovers, held_in_removed_namespaces};
+use crate::pools::set_no_pools;
 use crate::replica::Replica;
 use crate::trees::{copy_images, link_trees};
 use std::fs::File;
@@ -42,8 +44,10 @@ pub fn firecracker() -> Option<PathBuf> {
     Some(std::env::var(FIRECRACKER).expect("WRENN_TEST_FIRECRACKER names it").into())
 }
 
-/// Sets the suite's driver for real guests in a command of the product.
+/// Sets the suite's driver for real guests in a command of the product. Nothing is kept ready for
+/// creates, unless the command gets such settings later.
 pub fn set_guests(command: &mut Command) {
+    set_no_pools(command);
     command.env("WRENN_ENVD", binary("envd"));
     match firecracker() {
         None => command.env("WRENN_DRIVER", "tcg"),
@@ -103,23 +107,53 @@ pub fn told(file: &Path, begin: &str, process: &mut Child) -> String {
     }
 }
 
+/// Returns a folder for platforms without guests: in memory, if there is room. Each platform makes and
+/// removes a thousand files of a database, which takes a disk longer than the test itself.
+#[must_use]
+pub fn memory_or_disk() -> PathBuf {
+    const ROOM: u64 = 4 << 30;
+    let memory = PathBuf::from("/dev/shm");
+    match rustix::fs::statvfs(&memory) {
+        Ok(found) if found.f_bavail * found.f_frsize > ROOM => memory,
+        _ => std::env::temp_dir(),
+    }
+}
+
 impl Platform {
     /// Starts a platform with further variables.
     pub async fn start(driver: Driver, vars: &[(&str, &str)]) -> Self {
-        Self::start_in(driver, &std::env::temp_dir(), vars).await
+        let parent = match driver {
+            Driver::Guests => std::env::temp_dir(),
+            Driver::Fake => memory_or_disk(),
+        };
+        Self::start_in(driver, &parent, vars).await
     }
 
     /// Starts a platform with further variables, in a new folder below `parent`.
     pub async fn start_in(driver: Driver, parent: &Path, vars: &[(&str, &str)]) -> Self {
+        let mut this = Self::prepare(driver, parent, vars);
+        share_cluster(&this.dir(), &this.vars);
+        this.resume().await;
+        this
+    }
+
+    /// Starts a platform that makes its own PostgreSQL cluster, as on a user's machine.
+    pub async fn start_with_new_cluster(driver: Driver, vars: &[(&str, &str)]) -> Self {
+        let mut this = Self::prepare(driver, &std::env::temp_dir(), vars);
+        this.resume().await;
+        this
+    }
+
+    /// Makes the folder of a platform that does not run yet.
+    fn prepare(driver: Driver, parent: &Path, vars: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new().prefix("wrenn-test-").tempdir_in(parent).unwrap();
         let vars = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let (url, key) = (String::new(), String::new());
         let (process, cleaned, second) = (None, false, None);
-        let mut this = Self { dir, driver, vars, process, url, key, cleaned, second };
+        let this = Self { dir, driver, vars, process, url, key, cleaned, second };
         if driver == Driver::Guests {
             this.share_images();
         }
-        this.resume().await;
         this
     }
 
@@ -217,7 +251,7 @@ impl Platform {
     }
 
     /// Path of the file with the platform's standard output.
-    fn said(&self) -> PathBuf {
+    pub(crate) fn said(&self) -> PathBuf {
         self.dir.path().join("said")
     }
 
@@ -227,6 +261,7 @@ impl Platform {
         command.env("WRENN_NETWORK", format!("10.199.{slot}.0/24"));
         match self.driver {
             Driver::Fake => {
+                set_no_pools(command);
                 command.env("WRENN_DRIVER", format!("fake:{}", binary("envd").display()));
             }
             Driver::Guests => set_guests(command),
@@ -384,6 +419,7 @@ impl Platform {
             command.env("WRENN_REGISTER_TOKEN", invited["registration_token"].as_str().unwrap());
             command.args(["--control-plane", operator.base()]);
         }
+        set_no_pools(&mut command);
         command.envs(self.vars.iter().map(|(k, v)| (k, v)));
         command.env("WRENN_DRIVER", format!("fake:{}", binary("envd").display()));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
@@ -411,6 +447,15 @@ impl Platform {
     #[must_use]
     pub fn leftovers(&self) -> Leftovers {
         Leftovers::of(&self.dir())
+    }
+
+    /// Looks at the platform until a condition holds, and returns the last look. A removal answers
+    /// before everything of the capsule is gone.
+    ///
+    /// # Panics
+    /// When the condition does not hold in time. The message quotes `what`.
+    pub async fn left_until(&self, what: &str, holds: impl Fn(&Leftovers) -> bool) -> Leftovers {
+        Leftovers::until(&self.dir(), what, holds).await
     }
 
     /// Ends the test: removes the platform and checks that nothing is left.

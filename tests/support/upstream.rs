@@ -1,10 +1,12 @@
 //! Program that listens, as a program in a capsule does. The test sees each received byte and
 //! chooses the answers. A raw client sends bytes that no library would send.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Time limit for bytes from the other side.
 const WAIT: Duration = Duration::from_secs(30);
@@ -13,6 +15,68 @@ const WAIT: Duration = Duration::from_secs(30);
 pub struct Upstream {
     /// Port that the program listens on.
     pub port: u16,
+}
+
+/// Use of a port that all capsules of the fake driver share. Tests that use the port wait for each
+/// other.
+pub struct SharedPort {
+    port: u16,
+    /// Locked file; its lock ends with the value.
+    _lock: File,
+    stop: Arc<AtomicBool>,
+    serving: bool,
+}
+
+impl SharedPort {
+    /// Waits until no other test uses the port.
+    ///
+    /// # Panics
+    /// When the lock cannot be made.
+    #[must_use]
+    pub fn take(port: u16) -> Self {
+        let path = std::env::temp_dir().join(format!("wrenn-tests-port-{port}"));
+        let lock = File::options().create(true).append(true).open(path).unwrap();
+        lock.lock().unwrap();
+        Self { port, _lock: lock, stop: Arc::new(AtomicBool::new(false)), serving: false }
+    }
+
+    /// Starts a program at the port that handles each connection by `serve`, on a thread of its own.
+    /// The port is free again when the value is dropped.
+    ///
+    /// # Panics
+    /// When the port stays in use.
+    pub fn serve(&mut self, serve: impl Fn(Wire) + Send + Sync + 'static) {
+        let until = Instant::now() + WAIT;
+        // The kernel may have given the port to an outgoing connection, which soon ends.
+        let listener = loop {
+            match TcpListener::bind(("127.0.0.1", self.port)) {
+                Ok(listener) => break listener,
+                Err(error) => assert!(Instant::now() < until, "port {}: {error}", self.port),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let (serve, stop) = (Arc::new(serve), Arc::clone(&self.stop));
+        self.serving = true;
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                let serve = Arc::clone(&serve);
+                std::thread::spawn(move || serve(Wire::new(stream)));
+            }
+        });
+    }
+}
+
+impl Drop for SharedPort {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if self.serving {
+            // The connection wakes the program, which then ends.
+            let _ = TcpStream::connect(("127.0.0.1", self.port));
+        }
+    }
 }
 
 /// Connection, with bytes that were read too early.

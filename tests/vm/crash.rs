@@ -65,9 +65,8 @@ async fn platform_crash_during_boot_or_removal_leaves_nothing_unfinished() {
             items.iter().all(|item| item["status"] == "running").then_some(items.len())
         })
         .await;
-        let there = platform.leftovers();
-        let counts = [there.namespaces.len(), there.links.len(), there.folders.len()];
-        assert_eq!(counts, [running; 3], "{there:?}");
+        let what = format!("only the parts of {running} capsules are left");
+        platform.left_until(&what, |left| left.counts() == [running; 3]).await;
     }
     let doomed = client.at(platform.url()).create(&small()).await;
     let delete = tokio::spawn({
@@ -122,11 +121,8 @@ async fn killed_vm_is_reported_and_removed() {
     .await;
     assert_eq!(seen["error"], "the VMM ended");
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
-    let left = platform.leftovers();
-    assert!(
-        left.namespaces.is_empty() && left.links.is_empty() && left.cgroups.is_empty(),
-        "{left:?}"
-    );
+    let what = "no part of either capsule is left";
+    platform.left_until(what, |left| left.counts() == [0; 3] && left.cgroups.is_empty()).await;
     platform.finish();
 }
 
@@ -149,8 +145,7 @@ async fn vm_killed_while_agent_is_down_is_reported_and_harms_no_other() {
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     assert_eq!(client.out(&other, "echo up").await, "up\n");
     client.delete(&format!("/v1/capsules/{other}")).await.expect(204);
-    let left = platform.leftovers();
-    assert!(left.namespaces.is_empty() && left.links.is_empty(), "{left:?}");
+    platform.left_until("no part of either capsule is left", |left| left.counts() == [0; 3]).await;
     platform.finish();
 }
 
@@ -170,6 +165,6 @@ async fn removal_during_boot_takes_effect_at_once() {
     .await;
     client.delete(&format!("/v1/capsules/{booting}")).await.expect(204);
     assert_eq!(create.await.unwrap().status.as_u16(), 409);
-    assert_eq!(platform.leftovers().folders.len(), 1);
+    platform.left_until("one folder is left", |left| left.folders.len() == 1).await;
     platform.finish();
 }

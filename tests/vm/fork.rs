@@ -14,7 +14,7 @@ fn ids(forked: &Value) -> Vec<String> {
 }
 
 /// Returns the values that must be unique to each capsule.
-async fn own(client: &Client, id: &str) -> Vec<String> {
+pub(crate) async fn own(client: &Client, id: &str) -> Vec<String> {
     let script = "head -c 16 /dev/urandom | base64; cat /proc/sys/kernel/random/uuid; \
                   cat /proc/sys/kernel/random/boot_id; cat /etc/machine-id; \
                   python3 -c 'import os; print(os.urandom(16).hex())'";

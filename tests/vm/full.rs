@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
-use tests::{Client, Driver, Platform, eventually, processes_of};
+use tests::{Client, Driver, Image, Platform, Tree, Workshop, eventually, processes_of};
 
 /// Small disk, which can be filled. A tmpfs would not do: reading a page of a mapped file takes
 /// room there. A guest under Firecracker then waits for a page without room.
@@ -183,8 +183,8 @@ async fn removals_succeed_on_full_disk_and_database_restarts() {
     assert_eq!(fs::read_dir(platform.dir().join("snapshots")).unwrap().count(), 0);
     for id in [&paused, &runs] {
         client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
-        assert!(!platform.dir().join(format!("capsules/{id}")).exists());
     }
+    platform.left_until("no folder is left", |left| left.folders.is_empty()).await;
     let rest = disk.fill();
     tests::signal(platform.postgres_pid(), rustix::process::Signal::KILL);
     eventually("it does not get up", || async {
@@ -302,4 +302,39 @@ async fn agent_start_on_full_disk_adopts_waiting_guests() {
     written(&client, &writer).await;
     assert_eq!(processes_of(&writer), machine, "another machine");
     platform.finish();
+}
+
+/// An image and a builder need room. Without it, the image fails its build, and the builder waits.
+#[tokio::test]
+async fn build_on_full_disk_fails_or_waits_and_older_version_stays() {
+    let disk = Small::new();
+    let workshop = Workshop::start_in(Driver::Guests, disk.0.path(), &[]).await;
+    let (client, registry) = (&workshop.client, &workshop.registry);
+    registry.push("app:1", &Image::busybox());
+    let body = |image: &str, command: &str| {
+        json!({
+            "name": "web", "from": { "image": registry.reference(image) },
+            "steps": [{ "run": { "command": command } }],
+            "vcpus": 1, "memory_mib": 256, "disk_mib": 128,
+        })
+    };
+    let first = client.build(&body("app:1", "echo one > /file")).await;
+    registry.push("app:2", &Image::busybox().layer(Tree::new().file("more", 0o644, "more")));
+    // The rest of the disk is less than the reserve.
+    let filler = disk.leave(200);
+    let failed = client.attempt(&body("app:2", "true")).await;
+    failed.failed("base", "no room for image");
+    let staged = workshop.platform.dir().join("images/staging");
+    assert_eq!(fs::read_dir(staged).into_iter().flatten().count(), 0, "a part of the image");
+    let waiting = client.begin(&body("app:1", "echo two > /file")).await;
+    client.logged(&waiting, "Waiting for a host: ").await;
+    drop(filler);
+    let built = client.ended(&waiting).await;
+    assert_eq!(built.body["status"], "ready", "{} {:?}", built.body, built.lines);
+    for (version, text) in [(&first.id, "one\n"), (&built.id, "two\n")] {
+        let id = client.create(&json!({ "template": format!("web@{version}") })).await;
+        assert_eq!(client.out(&id, "cat /file").await, text);
+        client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    }
+    workshop.finish();
 }

@@ -1,5 +1,6 @@
 //! A guest of the template `base`, as its users see it.
 
+use crate::ready::claimed;
 use crate::{capsule, small};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,7 +10,7 @@ use tests::eventually;
 
 #[tokio::test]
 async fn base_template_has_what_programs_expect() {
-    let (platform, client, id) = capsule().await;
+    let (platform, client, id) = claimed().await;
     assert_eq!(client.out(&id, "id -un; pwd; hostname").await, "user\n/home/user\ncapsule\n");
     assert_eq!(client.out(&id, "id -G").await, "1000\n");
     assert_eq!(client.out(&id, "sudo -n id -u").await, "0\n");

@@ -91,7 +91,7 @@ async fn files_are_intact_after_memory_and_disk_pauses() {
 }
 
 /// Returns a lower bound of the error of a guest's clock, in milliseconds.
-async fn clock_off(client: &Client, id: &str) -> i128 {
+pub(crate) async fn clock_off(client: &Client, id: &str) -> i128 {
     let now = || i128::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis());
     let before = now().unwrap();
     let there: i128 = client.out(id, "date +%s%3N").await.trim().parse().unwrap();

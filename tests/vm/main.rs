@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
+mod code;
 mod cold;
 mod crash;
 mod damage;
@@ -27,6 +28,7 @@ mod ports;
 mod probe;
 mod processes;
 mod proxy;
+mod ready;
 mod removal;
 mod silent;
 mod steps;

@@ -1,6 +1,6 @@
 //! The metadata service. Guests see the same service under each driver and from each server.
 
-use crate::capsule;
+use crate::ready::claimed;
 use serde_json::json;
 use tests::Client;
 
@@ -23,14 +23,14 @@ async fn token(client: &Client, id: &str) -> String {
 }
 
 /// Returns a guest's own identity, as a new process and files show it.
-async fn says(client: &Client, id: &str) -> String {
+pub(crate) async fn says(client: &Client, id: &str) -> String {
     let files = "cat /run/wrenn/.WRENN_SANDBOX_ID /run/wrenn/.WRENN_TEMPLATE_ID";
     client.out(id, &format!("echo $WRENN_SANDBOX_ID $WRENN_TEMPLATE_ID; {files}")).await
 }
 
 #[tokio::test]
 async fn metadata_service_requires_a_token() {
-    let (platform, client, id) = capsule().await;
+    let (platform, client, id) = claimed().await;
     let token = token(&client, &id).await;
     let with = format!("-H 'X-metadata-token: {token}'");
     let json = "-H 'Accept: application/json'";
@@ -76,7 +76,7 @@ async fn metadata_service_requires_a_token() {
 
 #[tokio::test]
 async fn metadata_follows_resume_and_fork() {
-    let (platform, client, id) = capsule().await;
+    let (platform, client, id) = claimed().await;
     let told = |id: &str| format!("{id} base\n{id}base");
     assert_eq!(says(&client, &id).await, told(&id));
     let old = token(&client, &id).await;

@@ -7,7 +7,7 @@ use serde_json::json;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
-use tests::{Driver, Platform, binary, eventually, set_guests, told};
+use tests::{Driver, Leftovers, Platform, binary, eventually, set_guests, told};
 
 const NETWORK: &str = "10.196.7.0/24";
 
@@ -15,6 +15,8 @@ const NETWORK: &str = "10.196.7.0/24";
 pub(crate) struct Second {
     dir: TempDir,
     process: Child,
+    address: String,
+    vars: Vec<(String, String)>,
 }
 
 impl Second {
@@ -25,8 +27,30 @@ impl Second {
     /// Starts a host with variables of its own.
     pub(crate) fn start_with(platform: &Platform, token: &str, vars: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let process = run(platform, dir.path(), token, vars);
-        Self { dir, process }
+        std::fs::create_dir_all(dir.path().join("images/templates")).unwrap();
+        let boot = platform.dir().join("images/boot").canonicalize().unwrap();
+        std::os::unix::fs::symlink(boot, dir.path().join("images/boot")).unwrap();
+        let vars: Vec<_> = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let at = (dir.path(), "127.0.0.1:0");
+        let (process, address) = run(platform, at, Some(token), &vars);
+        Self { dir, process, address, vars }
+    }
+
+    /// Kills the agent, as `kill -9` does. Its machines run on.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts the agent again, at its former address.
+    pub(crate) fn again(&mut self, platform: &Platform) {
+        let at = (self.dir.path(), self.address.as_str());
+        self.process = run(platform, at, None, &self.vars).0;
+    }
+
+    /// Finds everything that belongs to the host on this machine.
+    pub(crate) fn leftovers(&self) -> Leftovers {
+        Leftovers::of(self.dir.path())
     }
 }
 
@@ -44,20 +68,26 @@ impl Drop for Second {
     }
 }
 
-fn run(platform: &Platform, dir: &Path, token: &str, vars: &[(&str, &str)]) -> Child {
-    std::fs::create_dir_all(dir.join("images/templates")).unwrap();
-    let boot = platform.dir().join("images/boot").canonicalize().unwrap();
-    std::os::unix::fs::symlink(boot, dir.join("images/boot")).unwrap();
+/// Runs an agent in a folder, at an address. A token lets it register. Returns the agent's address.
+fn run(
+    platform: &Platform,
+    (dir, listen): (&Path, &str),
+    token: Option<&str>,
+    vars: &[(String, String)],
+) -> (Child, String) {
     let mut command = Command::new(binary("wrenn"));
-    command.args(["agent", "--agent-listen", "127.0.0.1:0", "--control-plane", platform.url()]);
-    command.env("WRENN_DIR", dir).env("WRENN_REGISTER_TOKEN", token);
-    command.envs(vars.iter().copied()).env("WRENN_NETWORK", NETWORK);
+    command.args(["agent", "--agent-listen", listen, "--control-plane", platform.url()]);
+    command.env("WRENN_DIR", dir);
+    if let Some(token) = token {
+        command.env("WRENN_REGISTER_TOKEN", token);
+    }
     set_guests(&mut command);
+    command.envs(vars.iter().map(|(k, v)| (k, v))).env("WRENN_NETWORK", NETWORK);
     let log = dir.join("agent.log");
     command.stdin(Stdio::null()).stderr(std::fs::File::create(&log).unwrap());
     let mut process = command.spawn().unwrap();
-    told(&log, "the host agent serves", &mut process);
-    process
+    let address = told(&log, "the host agent serves address=", &mut process);
+    (process, address.trim_matches('"').to_owned())
 }
 
 #[tokio::test]

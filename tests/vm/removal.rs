@@ -1,9 +1,22 @@
 //! A removal ends everything that the agent has in the capsule's namespace before it takes the
-//! namespace down. So the removal waits for nobody.
+//! namespace down. So the removal waits for nobody. The namespace goes behind the answer.
 
-use crate::small;
+use crate::{capsule, small};
 use serde_json::{Value, json};
-use tests::{Client, Driver, Platform, held_in_namespaces, held_in_removed_namespaces};
+use std::time::Duration;
+use tests::{
+    Client, Driver, Platform, eventually, held_in_namespaces, held_in_removed_namespaces,
+    processes_of,
+};
+
+/// Waits until the agent has nothing open in namespaces.
+async fn holds_nothing(pid: u32) {
+    eventually("the agent has nothing open in namespaces", async || {
+        (held_in_namespaces(pid) == (0, 0)).then_some(())
+    })
+    .await;
+    assert_eq!(held_in_removed_namespaces(pid), Vec::<String>::new());
+}
 
 /// Has a guest hold every kind of connection. Connections to the metadata service, the name server
 /// and the filter stay silent. A connection to a port of the guest's own has a slow reader.
@@ -30,8 +43,7 @@ async fn removal_and_pause_leave_nothing_open_in_namespaces() {
     let first = client.create(&small()).await;
     client.delete(&format!("/v1/capsules/{first}")).await.expect(204);
     let pid = platform.pid();
-    let before = held_in_namespaces(pid);
-    assert_eq!(before, (0, 0), "open in namespaces without a capsule");
+    holds_nothing(pid).await;
     let mut ids = Vec::new();
     for _ in 0..3 {
         let body = json!({ "memory_mib": 256, "disk_mib": 256,
@@ -56,13 +68,35 @@ async fn removal_and_pause_leave_nothing_open_in_namespaces() {
     client.delete(&format!("/v1/capsules/{}", ids[0])).await.expect(204);
     client.delete(&format!("/v1/capsules/{}", ids[1])).await.expect(204);
     client.pause(&ids[2]).await;
-    assert_eq!(held_in_removed_namespaces(pid), Vec::<String>::new());
-    assert_eq!(held_in_namespaces(pid), (0, 0));
-    assert!(platform.leftovers().namespaces.is_empty());
+    holds_nothing(pid).await;
+    platform.left_until("no namespace is left", |left| left.namespaces.is_empty()).await;
     client.resume(&ids[2]).await;
     assert_eq!(client.out(&ids[2], "echo up").await, "up\n");
     client.delete(&format!("/v1/capsules/{}", ids[2])).await.expect(204);
-    assert_eq!(held_in_namespaces(pid), (0, 0));
+    holds_nothing(pid).await;
+    platform.finish();
+}
+
+/// A removal answers once the capsule is out of reach, and the rest goes behind the answer.
+#[tokio::test]
+async fn agent_killed_right_after_removals_answer_leaves_nothing_of_the_capsule() {
+    let (mut platform, _, kept) = capsule().await;
+    for millis in [0, 5, 30] {
+        let client = platform.client();
+        let doomed = client.create(&small()).await;
+        let path = format!("/v1/capsules/{doomed}");
+        client.delete(&path).await.expect(204);
+        assert!(processes_of(&doomed).is_empty(), "its machine runs on");
+        client.get(&path).await.refuses(404, "not_found", "capsule");
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        platform.kill();
+        platform.resume().await;
+        let client = platform.client();
+        client.get(&path).await.refuses(404, "not_found", "capsule");
+        platform.settles(1).await;
+        client.get(&path).await.refuses(404, "not_found", "capsule");
+        assert_eq!(client.out(&kept, "echo up").await, "up\n");
+    }
     platform.finish();
 }
 

@@ -7,8 +7,11 @@ mod distribution;
 mod dockerfile;
 mod hostile;
 mod images;
+mod killed;
+mod network;
 mod secrets;
 mod start;
+mod teams;
 mod users;
 
 use serde_json::{Value, json};
@@ -133,6 +136,7 @@ fn staged_files(platform: &Platform) -> Vec<String> {
     };
     let mut staged = names("builds");
     staged.extend(names("files/.staged"));
+    staged.extend(names("images/staging"));
     for folder in ["images/store", "images/templates", "layers"] {
         let unfinished = |name: &String| name.contains(".new") || name.contains(".staged");
         staged.extend(names(folder).into_iter().filter(unfinished));

@@ -1,13 +1,13 @@
 //! Confinement of a VMM: unprivileged, alone in its namespaces, limited, and with bounded output.
 
 use crate::capsule;
+use crate::ready::claimed;
 use std::fs;
-use tests::processes_of;
 
 #[tokio::test]
 async fn vmm_process_has_no_privileges_or_network_and_is_limited() {
-    let (platform, client, id) = capsule().await;
-    let pids = processes_of(&id);
+    let (platform, client, id) = claimed().await;
+    let pids = platform.machine(&id);
     assert_eq!(pids.len(), 1, "{pids:?}");
     let proc = format!("/proc/{}", pids[0]);
     let status = fs::read_to_string(format!("{proc}/status")).unwrap();
@@ -50,7 +50,7 @@ async fn vmm_process_has_no_privileges_or_network_and_is_limited() {
         assert_eq!(links.lines().count(), 3, "its namespace holds more than lo: {links}");
     }
     let groups = fs::read_to_string(format!("{proc}/cgroup")).unwrap();
-    assert!(groups.contains(&id), "{groups}");
+    assert!(groups.contains(&platform.machine_name(&id)), "{groups}");
     let args = fs::read_to_string(format!("{proc}/cmdline")).unwrap();
     let token = platform.dir().join(format!("capsules/{id}/capsule.json"));
     let record: serde_json::Value = serde_json::from_slice(&fs::read(token).unwrap()).unwrap();

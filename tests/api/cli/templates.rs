@@ -7,16 +7,18 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 use tests::{Driver, Platform, eventually};
 
-fn told(out: &Output) -> String {
+/// Returns all that a command wrote.
+pub(super) fn told(out: &Output) -> String {
     format!("{}{}", text(&out.stdout), text(&out.stderr))
 }
 
-fn ok(platform: &Platform, args: &[&str]) -> String {
+/// Runs a command that must succeed. Returns its result.
+pub(super) fn ok(platform: &Platform, args: &[&str]) -> String {
     text(&done(platform, args).stdout).trim().to_owned()
 }
 
 /// Runs a command that must succeed. Returns its result with the progress that it shows.
-fn shown(platform: &Platform, args: &[&str]) -> String {
+pub(super) fn shown(platform: &Platform, args: &[&str]) -> String {
     told(&done(platform, args))
 }
 
@@ -99,7 +101,10 @@ async fn versions_tags_and_logs_are_managed_by_commands() {
     assert!(logs.contains("FROM debian"), "{logs}");
     ok(&platform, &["template", "publish", "web"]);
     assert_eq!(client.get("/v1/templates/web").await.expect(200)["shared"], true);
+    ok(&platform, &["template", "publish", "web", "--common"]);
+    assert!(ok(&platform, &["template", "show", "web"]).contains("all teams, by the name alone"));
     ok(&platform, &["template", "unpublish", "web"]);
+    assert!(ok(&platform, &["template", "show", "web"]).contains("this team"));
     let running = ok(&platform, &["capsule", "create", "web:v1"]);
     let out = platform.run(&["template", "delete", "web"]);
     assert!(!out.status.success() && told(&out).contains(&running), "{}", told(&out));

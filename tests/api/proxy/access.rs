@@ -162,10 +162,16 @@ async fn traffic_token_public_port_and_envd_token_open_only_their_ports() {
     assert_eq!(seen(&nobody, &id, guest.port, &[]).await.0, 401);
     let (status, head) = seen(&nobody, &id, public.port, &[("x-api-key", "the-app's")]).await;
     assert_eq!((status, head.contains("X-Api-Key: the-app's\r\n")), (200, true), "{head}");
-    client.send(client.request(Method::PUT, &path).body(r#"{"public":true}"#)).await.expect(200);
-    assert_eq!(seen(&nobody, &id, guest.port, &[]).await.0, 200);
-    client.send(client.request(Method::PUT, &path).body(r#"{"public":false}"#)).await.expect(200);
-    assert_eq!(seen(&nobody, &id, guest.port, &[]).await.0, 401);
+    // Another replica hears of a change a moment later.
+    for (body, status) in [(r#"{"public":true}"#, 200), (r#"{"public":false}"#, 401)] {
+        client.send(client.request(Method::PUT, &path).body(body)).await.expect(200);
+        eventually("each replica knows", || async {
+            let one = seen(&nobody, &id, guest.port, &[]).await.0;
+            let next = seen(&nobody, &id, guest.port, &[]).await.0;
+            ((one, next) == (status, status)).then_some(())
+        })
+        .await;
+    }
     // envd's own token opens envd, but neither the host agent's paths nor another port.
     let envd = psql(&platform, "SELECT envd_token FROM capsules");
     let envd = [("x-access-token", envd.as_str())];

@@ -3,7 +3,9 @@
 
 use super::{is_quiet, number, platform, runs};
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use tests::{Client, Platform, eventually};
+use types::SnapshotId;
 
 /// Lets the platform die at a step of a build, and starts it again. The request may have no answer.
 async fn die_at(platform: &mut Platform, step: &str, body: &Value) -> Client {
@@ -112,4 +114,54 @@ async fn crash_at_any_step_while_steps_run_or_are_kept_leaves_nothing() {
 async fn crash_at_any_step_of_a_failure_leaves_nothing() {
     let steps = ["control.build.fail", "control.build.failing", "control.build.failed"];
     crash_at(&steps, "exit 1").await;
+}
+
+/// Waits until the rows and folders of snapshots are those of the versions. Snapshots that no build
+/// names are made old first.
+#[allow(clippy::print_stdout, reason = "a test that fails shows the last look")]
+async fn has_only_snapshots_of_versions(platform: &Platform) {
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let age = "UPDATE snapshots SET updated_at = now() - interval '1 hour' \
+               WHERE NOT EXISTS (SELECT 1 FROM builds b WHERE b.snapshot_id = snapshots.id)";
+    sqlx::query(age).execute(&mut db).await.unwrap();
+    let ready = "SELECT count(*) FROM builds WHERE status = 'ready' AND snapshot_id IS NOT NULL";
+    eventually("snapshots are those of the versions", async || {
+        let entries = std::fs::read_dir(platform.dir().join("snapshots")).into_iter().flatten();
+        let names = entries.flatten().map(|entry| entry.file_name().into_string().unwrap());
+        let folders = names.filter(|name| name.parse::<SnapshotId>().is_ok()).count();
+        let folders = i64::try_from(folders).unwrap();
+        let rows = number(platform, "SELECT count(*) FROM snapshots").await;
+        let versions = number(platform, ready).await;
+        println!("{folders} folders, {rows} rows, {versions} versions");
+        (folders == versions && rows == versions).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+#[allow(clippy::print_stdout, reason = "a test that fails shows the last step")]
+async fn crash_while_a_capsule_becomes_a_version_leaves_no_other_snapshot() {
+    let (mut platform, client) = platform().await;
+    let id = client.create(&json!({})).await;
+    let body = json!({ "name": "warm", "from": { "capsule": { "id": id, "memory": true } } });
+    let steps =
+        ["control.build.capture", "snapshot.renamed", "control.snapshot", "control.build.complete"];
+    for step in steps {
+        let client = die_at(&mut platform, step, &body).await;
+        let ended = newest(&client, "warm").await;
+        println!("{step}: {} {}", ended["status"], ended["error"]);
+        assert!(ended["status"] == "ready" || ended["error"]["message"].is_string(), "{ended}");
+        is_quiet(&platform).await;
+        has_only_snapshots_of_versions(&platform).await;
+        // The capsule runs on, and a later build captures it.
+        eventually("the capsule runs", async || {
+            (client.status(&id).await == "running").then_some(())
+        })
+        .await;
+        let next = client.build(&body).await;
+        let restored = client.create(&json!({ "template": format!("warm@{}", next.id) })).await;
+        client.delete(&format!("/v1/capsules/{restored}")).await.expect(204);
+        has_only_snapshots_of_versions(&platform).await;
+    }
+    platform.finish();
 }

@@ -2,6 +2,7 @@
 
 use super::{limit, platform, runs};
 use crate::auth::other_team;
+use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -67,6 +68,32 @@ async fn upload(platform: &Platform, client: &Client, template: &str, hash: &str
     assert_eq!(client.get(&path).await.expect(201)["present"], true);
     let wrong = client.get(&format!("/templates/{template}/files/xyz")).await;
     refuses(&wrong, 400, "Invalid files hash");
+}
+
+#[tokio::test]
+async fn upload_address_has_the_host_that_the_client_sees() {
+    let (platform, client) = platform().await;
+    let declared = client.post("/v3/templates", &json!({ "name": "seen" })).await.expect(202);
+    let id = declared["templateID"].as_str().unwrap();
+    let path = format!("/templates/{id}/files/{}", "a".repeat(64));
+    // These requests come from this machine, as those of a trusted proxy do.
+    let ask = |lines: &[(&str, &str)]| {
+        let asked = client.request(Method::GET, &path);
+        client.send(lines.iter().fold(asked, |asked, (name, value)| asked.header(*name, *value)))
+    };
+    let (host, scheme) = ("x-forwarded-host", "x-forwarded-proto");
+    for (lines, base) in [
+        (&[][..], client.base()),
+        (&[(host, "a.example, api.example.com"), (scheme, "https")], "https://api.example.com"),
+        (&[(host, "api.example.com:8080"), (scheme, "http")], "http://api.example.com:8080"),
+        (&[(host, "a.example"), (host, "b.example")], "http://b.example"),
+    ] {
+        let told = ask(lines).await.expect(201);
+        let url = told["url"].as_str().unwrap();
+        assert!(url.starts_with(&format!("{base}/templates/{id}/files/")), "{lines:?}: {url}");
+    }
+    assert_eq!(ask(&[(host, "user@example.com")]).await.status, 400);
+    platform.finish();
 }
 
 #[tokio::test]
@@ -301,5 +328,113 @@ async fn templates_are_listed_tagged_published_and_deleted_as_the_cli_asks() {
     assert_eq!(client.delete(&path).await.status, 204);
     assert_eq!(client.get(&path).await.status, 404);
     assert_eq!(client.delete(&path).await.status, 404);
+    platform.finish();
+}
+
+/// Builds a template as a trial does: it waits only on the text of the limit of builds at once.
+/// Returns the number of refusals.
+async fn trial(client: &Client, name: &str) -> usize {
+    let mut refusals = 0;
+    let ids = loop {
+        let answer = client.post("/v3/templates", &json!({ "name": name })).await;
+        let text = |field: &str| answer.body[field].as_str().unwrap_or_default().to_owned();
+        if answer.status == 202 {
+            break (text("templateID"), text("buildID"));
+        }
+        let limit = "you have reached the maximum number of concurrent template builds";
+        assert!(answer.status == 429 && text("message").starts_with(limit), "{}", answer.body);
+        refusals += 1;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let body = json!({ "fromImage": "debian:12", "steps": [run(name)] });
+    assert_eq!(start(client, &ids, body).await.status, 202, "{name}");
+    let seen = ended(client, &ids).await;
+    assert_eq!(seen["status"], "ready", "{name}: {seen}");
+    refusals
+}
+
+#[tokio::test]
+async fn twenty_trials_eight_at_once_all_build_under_a_limit_of_two() {
+    let (platform, client) = platform().await;
+    limit(&client, &client, json!({ "builds": 2 })).await;
+    let names: Vec<String> = (0..20).map(|number| format!("trial-{number}")).collect();
+    let trials = names.iter().map(|name| trial(&client, name));
+    let refusals: Vec<usize> = futures::stream::iter(trials).buffer_unordered(8).collect().await;
+    assert_eq!(refusals.len(), 20);
+    assert!(refusals.iter().sum::<usize>() > 0, "the limit held nobody up");
+    platform.finish();
+}
+
+#[tokio::test]
+async fn e2b_name_of_the_code_interpreter_means_ours_unless_the_team_has_its_own() {
+    let (platform, client) = platform().await;
+    let create = json!({ "templateID": "code-interpreter-v1" });
+    assert_eq!(client.post("/v2/sandboxes", &create).await.status, 404);
+    let ours = client.build(&runs("code-interpreter", &["x"])).await;
+    let made = client.post("/v2/sandboxes", &create).await.expect(201);
+    client.delete(&format!("/sandboxes/{}", made["sandboxID"].as_str().unwrap())).await.expect(204);
+    let alias = async || {
+        let alias = client.get("/templates/aliases/code-interpreter-v1").await.expect(200);
+        alias["templateID"].as_str().unwrap().to_owned()
+    };
+    let template = alias().await;
+    let named = client.get("/templates/aliases/code-interpreter").await.expect(200);
+    assert_eq!(template, named["templateID"].as_str().unwrap(), "{}", ours.id);
+    client.build(&runs("code-interpreter-v1", &["y"])).await;
+    assert_ne!(alias().await, template);
+    platform.finish();
+}
+
+/// Returns the number of templates of a name that a caller lists.
+async fn listed(client: &Client, name: &str) -> usize {
+    let all = client.get("/v1/templates").await.expect(200);
+    all["items"].as_array().unwrap().iter().filter(|item| item["name"] == name).count()
+}
+
+#[tokio::test]
+async fn common_template_of_an_operator_is_every_teams_and_no_other_team_takes_its_name() {
+    let (platform, operator) = platform().await;
+    let stranger = other_team(&platform).await;
+    platform.user("root@example.com").await;
+    let third = platform.user("third@example.com").await;
+    let path = "/v1/templates/code-interpreter";
+    let common = json!({ "common": true });
+    let create = json!({ "template": "code-interpreter-v1" });
+    // Public templates of two teams, neither of which is common.
+    for client in [&stranger, &operator] {
+        client.build(&runs("code-interpreter", &["x"])).await;
+        client.patch(path, &json!({ "public": true })).await.expect(200);
+    }
+    assert_eq!(third.post("/v1/capsules", &create).await.status, 404);
+    stranger.patch(path, &common).await.refuses(403, "forbidden", "platform");
+    let shown = operator.patch(path, &common).await.expect(200);
+    assert_eq!((&shown["common"], &shown["shared"]), (&json!(true), &json!(true)), "{shown}");
+
+    let found = third.get(path).await.expect(200);
+    assert_eq!((&found["id"], &found["own"]), (&shown["id"], &json!(false)), "{found}");
+    let alias = third.get("/templates/aliases/code-interpreter-v1").await.expect(200);
+    assert_eq!(alias["templateID"], shown["id"]);
+    let id = third.create(&create).await;
+    third.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    assert_eq!(stranger.get(path).await.expect(200)["own"], true, "a team's own comes first");
+    for client in [&stranger, &operator, &third] {
+        assert_eq!(listed(client, "code-interpreter").await, 1);
+    }
+    // A key of the same team that is no operator's changes nothing that all teams run.
+    let made = operator.post("/v1/api-keys", &json!({ "name": "plain" })).await.expect(201);
+    let plain = platform.client_with(made["key"].as_str().unwrap());
+    let rebuilt = plain.post("/v1/builds", &runs("code-interpreter", &["y"])).await;
+    rebuilt.refuses(403, "forbidden", "common to all teams");
+    let tags = json!({ "version": "default", "tags": ["other"] });
+    let tagged = plain.post(&format!("{path}/tags"), &tags).await;
+    tagged.refuses(403, "forbidden", "common to all teams");
+    plain.delete(path).await.refuses(403, "forbidden", "common to all teams");
+
+    // Taken back, the template is not common again when it is public again.
+    operator.patch(path, &json!({ "public": false })).await.expect(200);
+    let shown = operator.patch(path, &json!({ "public": true })).await.expect(200);
+    assert_eq!(shown["common"], false, "{shown}");
+    assert_eq!(third.post("/v1/capsules", &create).await.status, 404);
+    assert_eq!(listed(&third, "code-interpreter").await, 0);
     platform.finish();
 }

@@ -3,7 +3,10 @@
 use super::{limit, number, platform, runs, team};
 use reqwest::Method;
 use serde_json::json;
-use tests::Client;
+use sqlx::{Connection, PgConnection};
+use std::fs::File;
+use std::path::PathBuf;
+use tests::{Answer, Client, Platform};
 
 #[tokio::test]
 async fn builds_at_once_stop_at_the_team_limit_with_the_text_that_clients_wait_for() {
@@ -66,6 +69,45 @@ async fn new_limits_stay_when_a_request_leaves_them_out_and_remove_nothing() {
 }
 
 #[tokio::test]
+async fn builds_stop_at_the_storage_of_templates_and_a_deletion_makes_room() {
+    let (platform, client) = platform().await;
+    let path = format!("/v1/teams/{}/limits", team(&client).await);
+    limit(&client, &client, json!({ "template_mib": 1 })).await;
+    let declared = client.post("/v3/templates", &json!({ "name": "late" })).await.expect(202);
+    let first = client.build(&runs("one", &["x"])).await;
+    let seen = client.get(&path).await.expect(200);
+    assert_eq!((&seen["limits"]["template_mib"], &seen["template_mib"]), (&json!(1), &json!(1)));
+    let text = "1 of 1 MiB of templates are in use";
+    for name in ["one", "two"] {
+        client.post("/v1/builds", &runs(name, &["y"])).await.refuses(429, "limit_reached", text);
+    }
+    let e2b = client.post("/v3/templates", &json!({ "name": "two" })).await;
+    assert_eq!(e2b.status, 429, "{}", e2b.body);
+    assert!(e2b.body["message"].as_str().unwrap().contains(text), "{}", e2b.body);
+    // A build that was declared before is not begun either, and waits on.
+    let [template, build] = ["templateID", "buildID"].map(|id| declared[id].as_str().unwrap());
+    let begin = format!("/v2/templates/{template}/builds/{build}");
+    let late = client.post(&begin, &json!({ "fromTemplate": "base" })).await;
+    assert_eq!(late.status, 429, "{}", late.body);
+    assert!(late.body["message"].as_str().unwrap().contains(text), "{}", late.body);
+    // Nothing that exists is lost: the version serves, and a capsule may run.
+    let id = client.create(&json!({ "template": format!("one@{}", first.id) })).await;
+    let captured = json!({ "name": "two", "from": { "capsule": { "id": id, "memory": true } } });
+    client.post("/v1/builds", &captured).await.refuses(429, "limit_reached", text);
+    assert_eq!(number(&platform, "SELECT count(*) FROM builds").await, 2);
+    // The limit stays when a request leaves it out, and a deletion makes room.
+    limit(&client, &client, json!({ "capsules": 9 })).await;
+    client.post("/v1/builds", &runs("two", &["y"])).await.refuses(429, "limit_reached", text);
+    client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
+    client.delete("/v1/templates/one").await.expect(204);
+    client.build(&runs("two", &["y"])).await;
+    // Zero lifts the limit.
+    limit(&client, &client, json!({ "template_mib": 0 })).await;
+    client.build(&runs("three", &["z"])).await;
+    platform.finish();
+}
+
+#[tokio::test]
 async fn repeated_request_with_an_idempotency_key_is_one_build() {
     let (platform, client) = platform().await;
     let ask = |name: &str| {
@@ -124,5 +166,68 @@ async fn request_that_can_never_work_is_refused_with_its_field() {
     let absent = json!({ "name": "web", "from": image, "steps": [copy] });
     client.post("/v1/builds", &absent).await.refuses(400, "files_missing", &hash);
     assert_eq!(number(&platform, "SELECT count(*) FROM builds").await, 0);
+    platform.finish();
+}
+
+async fn upload(client: &Client, hash: &str) -> Answer {
+    let asked = client.request(Method::PUT, &format!("/v1/builds/files/{hash}"));
+    client.send(asked.body("a")).await
+}
+
+/// Returns the path of the only team's archive on the host.
+async fn archive(platform: &Platform, client: &Client, hash: &str) -> PathBuf {
+    platform.dir().join("files").join(team(client).await).join(hash)
+}
+
+/// Makes an archive as large as this for host and database, without any room on the disk.
+async fn grow(platform: &Platform, client: &Client, hash: &str, gib: u32) {
+    let bytes = u64::from(gib) << 30;
+    let path = archive(platform, client, hash).await;
+    File::options().write(true).open(path).unwrap().set_len(bytes).unwrap();
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let sql = "UPDATE build_files SET bytes = $2 WHERE hash = $1";
+    let grown = sqlx::query(sql).bind(hash).bind(i64::try_from(bytes).unwrap());
+    assert_eq!(grown.execute(&mut db).await.unwrap().rows_affected(), 1);
+}
+
+#[tokio::test]
+async fn upload_at_the_limit_removes_the_oldest_files_that_no_build_uses() {
+    let (platform, client) = platform().await;
+    let [used, old, recent, first, second] = [1, 2, 3, 4, 5].map(|n: u8| format!("{n:064x}"));
+    let has = async |hash: &str| {
+        let seen = client.get(&format!("/v1/builds/files/{hash}")).await;
+        let is_there = archive(&platform, &client, hash).await.exists();
+        assert_eq!(is_there, seen.status == 200, "{hash}: {}", seen.body);
+        is_there
+    };
+    for hash in [&used, &old, &recent] {
+        upload(&client, hash).await.expect(200);
+        grow(&platform, &client, hash, 4).await;
+    }
+    let mut body = runs("web", &["sleep 1000"]);
+    let copy = json!({ "copy": { "sources": ["a"], "dest": "/a", "files": used } });
+    body["steps"].as_array_mut().unwrap().push(copy);
+    let id = client.begin(&body).await;
+    client.logged(&id, "RUN sleep 1000").await;
+    // The build keeps its files, although they are the oldest.
+    let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
+    let sql = "UPDATE build_files SET used_at = now() - interval '1 day' WHERE hash = $1";
+    sqlx::query(sql).bind(&used).execute(&mut db).await.unwrap();
+    upload(&client, &first).await.expect(200);
+    for (hash, stays) in [(&used, true), (&old, false), (&recent, true), (&first, true)] {
+        assert_eq!(has(hash).await, stays, "{hash}");
+    }
+    // An upload that cannot fit removes nothing.
+    grow(&platform, &client, &used, 10).await;
+    upload(&client, &second).await.refuses(429, "limit_reached", "uploaded files");
+    for (hash, stays) in [(&used, true), (&recent, true), (&first, true), (&second, false)] {
+        assert_eq!(has(hash).await, stays, "{hash}");
+    }
+    client.cancel(&id).await.expect(200);
+    client.ended(&id).await;
+    upload(&client, &second).await.expect(200);
+    for (hash, stays) in [(&used, false), (&recent, true), (&first, true), (&second, true)] {
+        assert_eq!(has(hash).await, stays, "{hash}");
+    }
     platform.finish();
 }

@@ -1,10 +1,10 @@
 //! Templates on a second host, which fetches them from the store.
 
-use super::{delete, run, with, workshop_with};
+use super::{argv, delete, over, run, with, workshop_with};
 use crate::moves::Second;
 use reqwest::Method;
 use serde_json::json;
-use tests::eventually;
+use tests::{Image, Tree, busybox, eventually};
 
 #[tokio::test]
 async fn second_host_fetches_template_and_moves_its_capsules() {
@@ -16,14 +16,19 @@ async fn second_host_fetches_template_and_moves_its_capsules() {
     let serve = "echo $$ > /dev/shm/pid; exec httpd -f -p 8000 -h /";
     let commands = json!({ "start": serve, "ready": "wget -q -O - http://127.0.0.1:8000/one" });
     client.build(&with(super::over_app(&workshop, "web", &steps), commands)).await;
+    // An image of one program, without a shell and without `/etc`, goes there too.
+    let program = std::fs::read(busybox()).unwrap();
+    workshop.registry.push("lone:1", &Image::of(Tree::new().file("busybox", 0o755, program)));
+    let lone = over(&workshop.registry.reference("lone:1"), "lone", &json!([]));
+    client.build(&lone).await;
     let id = super::capsule_of(client, "web").await;
     client.out(&id, "echo mine > /mine; cat /dev/shm/pid").await;
     let pid = client.out(&id, "cat /dev/shm/pid").await;
     client.pause(&id).await;
     let versions = "SELECT count(*) FROM host_versions WHERE stored";
-    eventually("the capsule and its version are in the store", async || {
+    eventually("the capsule and the versions are in the store", async || {
         let seen = client.get(&format!("/v1/capsules/{id}")).await.expect(200);
-        (seen["stored"] == true && super::number(platform, versions).await == 1).then_some(())
+        (seen["stored"] == true && super::number(platform, versions).await == 2).then_some(())
     })
     .await;
     let invited = client.post("/v1/hosts", &json!({ "tags": ["second"] })).await.expect(201);
@@ -51,7 +56,11 @@ async fn second_host_fetches_template_and_moves_its_capsules() {
         let answer = client.to_port(Method::GET, id, 8000, "/two").send().await.unwrap();
         assert_eq!(answer.text().await.unwrap(), "two\n");
     }
-    for id in [&id, &one, &two] {
+    let alone = super::capsule_of(client, "lone").await;
+    client.pause(&alone).await;
+    client.resume(&alone).await;
+    assert_eq!(argv(client, &alone, &["/busybox", "id", "-u"]).await, "0\n");
+    for id in [&id, &one, &two, &alone] {
         delete(client, id).await;
     }
     // A build without its host runs on the other one, without the first one's cache.
@@ -62,7 +71,9 @@ async fn second_host_fetches_template_and_moves_its_capsules() {
         (super::number(platform, rows).await == 0).then_some(())
     })
     .await;
-    client.delete("/v1/templates/web").await.expect(204);
+    for name in ["web", "lone"] {
+        client.delete(&format!("/v1/templates/{name}")).await.expect(204);
+    }
     let host = format!("/v1/hosts/{}", moved["host_id"].as_str().unwrap());
     assert_eq!(client.send(client.request(Method::DELETE, &host)).await.status.as_u16(), 204);
     drop(second);

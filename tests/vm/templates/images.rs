@@ -100,6 +100,36 @@ async fn image_without_a_shell_copies_files_and_refuses_run_clearly() {
 }
 
 #[tokio::test]
+async fn image_like_distroless_pauses_resumes_and_forks_as_its_own_user() {
+    let workshop = workshop().await;
+    let (client, registry) = (&workshop.client, &workshop.registry);
+    // The image has users, but neither a shell nor their programs.
+    let users = "root:x:0:0:root:/root:/sbin/nologin\n\
+        nonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin\n";
+    let tree = Tree::new()
+        .file("app/busybox", 0o755, std::fs::read(busybox()).unwrap())
+        .folder("data", 0o777)
+        .folder("home/nonroot", 0o755)
+        .file("etc/passwd", 0o644, users)
+        .file("etc/group", 0o644, "root:x:0:\nnonroot:x:65532:\n");
+    let image = Image::of(tree)
+        .config("User", json!("nonroot"))
+        .config("WorkingDir", json!("/home/nonroot"))
+        .config("Entrypoint", json!(["/app/busybox", "sleep", "1000"]))
+        .config("Env", json!(["MODE=quiet"]));
+    registry.push("distroless:1", &image);
+    client.build(&over(&registry.reference("distroless:1"), "distroless", &json!([]))).await;
+    let id = capsule_of(client, "distroless").await;
+    let program = ["/app/busybox"];
+    let words = |more: &[&'static str]| [&program[..], more].concat();
+    assert_eq!(argv(client, &id, &words(&["id", "-u"])).await, "65532\n");
+    assert_eq!(argv(client, &id, &words(&["pwd"])).await, "/home/nonroot\n");
+    assert!(argv(client, &id, &words(&["env"])).await.contains("MODE=quiet\n"));
+    lives(client, &id, &program).await;
+    workshop.finish();
+}
+
+#[tokio::test]
 async fn archive_of_an_image_and_the_operators_base_are_sources_too() {
     let workshop = workshop().await;
     let client = &workshop.client;

@@ -1,10 +1,10 @@
 //! Start and ready commands: the machine that is saved after them, and starts in each capsule.
 
-use super::{capsule_of, delete, machines, over_app, with, workshop};
+use super::{capsule_of, delete, is_quiet, machines, over_app, with, workshop};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use tests::{Build, Client, Workshop, eventually};
+use tests::{Build, Client, Platform, Workshop, eventually};
 
 /// Commands of a small HTTP server. It writes its process id and its variable `COLOUR`.
 const SERVE: &str = "mkdir -p /tmp/www; echo ${COLOUR:-none} > /tmp/www/colour; \
@@ -90,6 +90,44 @@ async fn started_server_answers_right_after_create_as_the_same_process() {
     workshop.finish();
 }
 
+/// Lists the saved machines of a version, by their keys.
+fn saved(platform: &Platform, version: &str) -> Vec<String> {
+    let all = std::fs::read_dir(platform.dir().join("golden")).into_iter().flatten().flatten();
+    let of = all.filter(|entry| {
+        let text = std::fs::read_to_string(entry.path().join("manifest.json"));
+        text.is_ok_and(|text| text.contains(version))
+    });
+    let names = of.map(|entry| entry.file_name().into_string().unwrap());
+    names.filter(|name| !name.ends_with(".new")).collect()
+}
+
+#[tokio::test]
+async fn started_machine_is_made_again_after_an_upgrade_before_any_create() {
+    let mut workshop = workshop().await;
+    let version = workshop.client.build(&serving(&workshop, "web")).await.id;
+    let older =
+        eventually("the machine is saved", async || saved(&workshop.platform, &version).pop())
+            .await;
+    // Other name servers play the upgrade, since a saved machine depends on them, too.
+    workshop.platform.kill();
+    workshop.platform.set_var("WRENN_DNS", Some("9.9.9.9"));
+    workshop.resume().await;
+    let (client, platform) = (&workshop.client, &workshop.platform);
+    let before = machines(platform).await;
+    eventually("the machine is saved again", async || {
+        saved(platform, &version).pop().filter(|newer| *newer != older)
+    })
+    .await;
+    is_quiet(platform, 0).await;
+    assert_eq!(machines(platform).await, before, "the work in the background is no usage");
+    let made = client.post("/v1/capsules", &json!({ "template": "web" })).await.expect(201);
+    assert!(made.get("booted").is_none(), "restored, not booted: {made}");
+    let id = made["id"].as_str().unwrap();
+    assert_eq!(page(client, id, "/colour").await, "red\n");
+    delete(client, id).await;
+    workshop.finish();
+}
+
 #[tokio::test]
 async fn template_that_never_becomes_ready_names_the_command_and_the_limit() {
     let workshop = workshop().await;
@@ -113,7 +151,7 @@ async fn template_that_never_becomes_ready_names_the_command_and_the_limit() {
     client.build(&body("echo done > /tmp/done", Some("test -e /tmp/done"))).await;
     let alone = json!({ "ready": "test -e /etc/passwd" });
     client.build(&with(over_app(&workshop, "slow", &json!([])), alone)).await;
-    super::is_quiet(&workshop.platform, 0).await;
+    is_quiet(&workshop.platform, 0).await;
     workshop.finish();
 }
 
@@ -142,7 +180,7 @@ async fn start_in_each_capsule_sees_the_environment_of_its_create() {
     for id in [&blue, &green, &plain] {
         delete(client, id).await;
     }
-    super::is_quiet(&workshop.platform, 0).await;
+    is_quiet(&workshop.platform, 0).await;
     workshop.finish();
 }
 
