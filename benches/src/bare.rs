@@ -4,7 +4,10 @@
 //! A measurement lasts until envd's `/health` answers. QEMU boots, or restores the memory and state
 //! of the platform's own machine, and saves by its own means.
 
-use crate::inside::Inside;
+mod namespace;
+
+pub(crate) use namespace::Namespace;
+
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -12,17 +15,18 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use tests::{Platform, processes_of};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tests::Platform;
 
-/// Time between two looks at `/health`, the same as the agent's.
-const POLL: Duration = Duration::from_millis(10);
-/// Time that a connection attempt may take.
-const PATIENCE: Duration = Duration::from_millis(30);
+/// The operator's own template, and the default size of a capsule's disk.
+const BASE: &str = "base";
+const DISK_MIB: u32 = 5120;
 
 /// Parameters of the bare machines.
 pub(crate) struct Bare {
-    images: PathBuf,
+    /// Folder of kernel and initramfs.
+    boot: PathBuf,
+    /// Root image of the capsule's template.
+    image: PathBuf,
     dir: tempfile::TempDir,
     /// QEMU's arguments for a capsule.
     taken: Vec<String>,
@@ -44,17 +48,21 @@ pub(crate) struct Machine {
     socket: PathBuf,
 }
 
-/// A namespace with a tap, like a capsule's.
-pub(crate) struct Namespace {
-    name: String,
-    inside: Inside,
-}
-
 impl Bare {
     /// Copies the parameters of a running capsule's machine. Copies memory and state too if that
-    /// machine was restored.
+    /// machine was restored. The capsule is of `base`. A restored one has the default disk size.
     pub(crate) fn like(platform: &Platform, capsule: &str) -> Self {
-        let pid = processes_of(capsule)[0];
+        Self::of_template(platform, capsule, BASE, DISK_MIB)
+    }
+
+    /// Copies the parameters of a capsule of any template whose build had no steps.
+    pub(crate) fn of_template(
+        platform: &Platform,
+        capsule: &str,
+        template: &str,
+        disk_mib: u32,
+    ) -> Self {
+        let pid = crate::guests::machine_of(platform, capsule);
         let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
         let args: Vec<String> =
             args.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into_owned()).collect();
@@ -68,15 +76,34 @@ impl Bare {
         }
         let command_line = after("-append").map(|line| vec!["-append".to_owned(), line]);
         let size = after("-m").unwrap();
-        let images = platform.dir().join("images");
+        // A platform's folder may name the images of all platforms, which outlive it.
+        let images = platform.dir().join("images").canonicalize().unwrap();
         let dir = tempfile::Builder::new().prefix("wrenn-bare-").tempdir_in("/dev/shm").unwrap();
-        let saved = after("-incoming").map(|_| Saved::of(platform, pid, &size, dir.path()));
+        let kept = after("-incoming").map(|_| snapshot_of(platform, template, &size, disk_mib));
+        let version = kept.as_deref().and_then(version_of).unwrap_or_else(|| BASE.to_owned());
+        let image = images.join("templates").join(version).join("rootfs.erofs");
+        let saved = kept.map(|kept| Saved::of(pid, &size, dir.path(), &kept));
         let command_line = command_line.unwrap_or_default();
-        Self { images, dir, taken, command_line, size, saved }
+        Self { boot: images.join("boot"), image, dir, taken, command_line, size, saved }
+    }
+
+    /// Folder of the kernel `vmlinux` and of `initramfs`.
+    pub(crate) fn boot_dir(&self) -> &Path {
+        &self.boot
+    }
+
+    /// Root image of the capsule's template.
+    pub(crate) fn image(&self) -> &Path {
+        &self.image
+    }
+
+    /// Command line of the guest's kernel. Empty if the capsule was restored.
+    pub(crate) fn kernel_line(&self) -> &str {
+        self.command_line.get(1).map_or("", String::as_str)
     }
 
     fn command(&self, name: &str, disk: &Path) -> Command {
-        let image = self.images.join("templates/base/rootfs.erofs").display().to_string();
+        let image = self.image.display().to_string();
         let mut command = Command::new("qemu-system-x86_64");
         command.args(&self.taken).args(["-nodefaults", "-no-user-config", "-display", "none"]);
         command.args(["-no-reboot", "-serial", "null"]);
@@ -101,36 +128,82 @@ impl Bare {
     }
 
     fn start(&self, at: &Namespace, name: &str, command: &Command) -> (Machine, Duration) {
-        let mut inside = Command::new("ip");
-        // The saved state, if there is one, is open as descriptor 3.
-        let state = self.saved.as_ref().map_or(Path::new("/dev/null"), |saved| &saved.state);
-        inside.args(["netns", "exec", &at.name, "sh", "-c", "exec \"$@\" 3<\"$0\""]);
-        inside.arg(state).arg(command.get_program()).args(command.get_args());
-        inside.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let started = Instant::now();
-        let process = inside.spawn().unwrap();
+        let machine = self.spawn(at, name, command);
         // Each look at `/health` dials anew, so no connection to an earlier machine is reused.
-        let machine = Machine { process, socket: self.dir.path().join(name) };
         at.wait_healthy();
         (machine, started.elapsed())
     }
 
+    fn spawn(&self, at: &Namespace, name: &str, command: &Command) -> Machine {
+        let mut inside = Command::new("ip");
+        // The saved state, if there is one, is open as descriptor 3.
+        let state = self.saved.as_ref().map_or(Path::new("/dev/null"), |saved| &saved.state);
+        inside.args(["netns", "exec", at.name(), "sh", "-c", "exec \"$@\" 3<\"$0\""]);
+        inside.arg(state).arg(command.get_program()).args(command.get_args());
+        inside.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = inside.spawn().unwrap();
+        Machine { process, socket: self.dir.path().join(name) }
+    }
+
     /// Boots a machine and returns the time until its guest answers.
     pub(crate) fn boot(&self, at: &Namespace) -> Duration {
-        let disk = self.dir.path().join("disk.ext4");
-        make_disk(&disk);
-        let mut command = self.command("boot.sock", &disk);
-        let file = |name: &str| self.images.join(name).display().to_string();
-        command.args(["-kernel", &file("boot/vmlinux"), "-initrd", &file("boot/initramfs")]);
-        command.args(&self.command_line);
-        command.args(["-object", &format!("memory-backend-ram,id=m0,size={}M", self.size)]);
-        let (machine, took) = self.start(at, "boot.sock", &command);
+        let (machine, took) = self.start(at, "boot.sock", &self.booting("boot.sock"));
         machine.end();
         took
     }
 
+    /// Boots a machine under a name of its own. Fails if its guest does not answer within `limit`.
+    pub(crate) fn boot_within(
+        &self,
+        at: &Namespace,
+        name: &str,
+        limit: Duration,
+    ) -> Result<Machine, String> {
+        let machine = self.spawn(at, name, &self.booting(name));
+        match at.is_healthy_within(limit) {
+            true => Ok(machine),
+            false => Err(format!("the machine {name} did not get up within {limit:?}")),
+        }
+    }
+
+    /// Makes an empty disk. Returns the command that boots a machine on it.
+    fn booting(&self, name: &str) -> Command {
+        let disk = self.dir.path().join(format!("{name}.disk"));
+        make_disk(&disk);
+        let mut command = self.command(name, &disk);
+        let file = |name: &str| self.boot.join(name).display().to_string();
+        command.args(["-kernel", &file("vmlinux"), "-initrd", &file("initramfs")]);
+        command.args(&self.command_line);
+        command.args(["-object", &format!("memory-backend-ram,id=m0,size={}M", self.size)]);
+        command
+    }
+
     /// Restores a machine. Returns it and the time until its guest answers.
     pub(crate) fn restore(&self, at: &Namespace, name: &str) -> (Machine, Duration) {
+        self.start(at, name, &self.restoring(name))
+    }
+
+    /// Restores a machine in each namespace, all at once, and ends them after the last answer.
+    /// Returns the time of each. The disks are copied before.
+    pub(crate) fn restore_all(&self, places: &[Namespace]) -> Vec<Duration> {
+        let name = |number: usize| format!("at-once-{number}.sock");
+        let commands: Vec<Command> =
+            (0..places.len()).map(|number| self.restoring(&name(number))).collect();
+        let started: Vec<(Machine, Duration)> = std::thread::scope(|scope| {
+            let each = places.iter().zip(&commands).enumerate();
+            let threads: Vec<_> = each
+                .map(|(number, (at, command))| {
+                    scope.spawn(move || self.start(at, &name(number), command))
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        started.into_iter().map(|(_, took)| took).collect()
+    }
+
+    /// Copies the saved disk. Returns the command that restores a machine on the copy.
+    fn restoring(&self, name: &str) -> Command {
         let saved = self.saved.as_ref().unwrap();
         let disk = self.dir.path().join(format!("{name}.disk"));
         copy_disk(&saved.disk, &disk);
@@ -140,12 +213,12 @@ impl Bare {
             format!("memory-backend-file,id=m0,size={}M,mem-path={path},share=off", self.size);
         command.args(["-object", &memory]);
         command.args(["-incoming", "fd:3"]);
-        self.start(at, name, &command)
+        command
     }
 }
 
 impl Saved {
-    fn of(platform: &Platform, pid: i32, size: &str, dir: &Path) -> Self {
+    fn of(pid: i32, size: &str, dir: &Path, kept: &Path) -> Self {
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
         let range = maps.lines().find(|line| line.contains("wrenn-memory")).unwrap();
         let range = range.split(' ').next().unwrap();
@@ -161,12 +234,7 @@ impl Saved {
             }
             at += 4096;
         }
-        let template_snapshot = template_snapshot(platform, size);
-        Self {
-            memory,
-            state: template_snapshot.join("state"),
-            disk: template_snapshot.join("disk.ext4"),
-        }
+        Self { memory, state: kept.join("state"), disk: kept.join("disk.ext4") }
     }
 }
 
@@ -205,6 +273,10 @@ impl Drop for Machine {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        let disk = PathBuf::from(format!("{}.disk", self.socket.display()));
+        for file in [&self.socket, &disk] {
+            let _ = std::fs::remove_file(file);
+        }
     }
 }
 
@@ -230,67 +302,32 @@ impl Qmp {
     }
 }
 
-impl Namespace {
-    pub(crate) fn new(name: &str) -> Self {
-        let name = format!("wrenn-bench-{name}");
-        ip(&format!("netns del {name}"));
-        for command in [
-            format!("netns add {name}"),
-            format!("-n {name} tuntap add tap0 mode tap vnet_hdr"),
-            format!("-n {name} link set tap0 address 02:57:52:00:00:01 up"),
-            format!("-n {name} addr add 169.254.0.1/30 dev tap0"),
-            format!("-n {name} neigh add 169.254.0.2 lladdr 52:54:00:00:00:02 dev tap0"),
-        ] {
-            assert!(ip(&command), "ip {command}");
-        }
-        let inside = Inside::enter(Path::new(&format!("/run/netns/{name}")));
-        Self { name, inside }
-    }
-
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Waits until the namespace's machine answers.
-    pub(crate) fn wait_healthy(&self) {
-        self.inside.run(|runtime, _| runtime.block_on(wait_healthy()));
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        ip(&format!("netns del {}", self.name));
-    }
-}
-
-async fn wait_healthy() {
-    let limit = Instant::now() + Duration::from_secs(60);
-    while Instant::now() < limit {
-        // Packets sent before the machine has its tap are lost. Their retransmission would come
-        // late, so each attempt is short.
-        let dialled = tokio::net::TcpStream::connect(("169.254.0.2", 49983));
-        if let Ok(Ok(mut stream)) = tokio::time::timeout(PATIENCE, dialled).await {
-            let asked = stream.write_all(b"GET /health HTTP/1.1\r\nhost: envd\r\n\r\n").await;
-            let mut answer = [0; 12];
-            if asked.is_ok() && stream.read_exact(&mut answer).await.is_ok() {
-                assert_eq!(&answer, b"HTTP/1.1 204");
-                return;
-            }
-        }
-        tokio::time::sleep(POLL).await;
-    }
-    panic!("the bare machine did not get up");
-}
-
-/// Returns the folder of the template snapshot with `size` MiB of memory.
+/// Returns the folder of the snapshot of `base` with `size` MiB of memory and the default disk.
 pub(crate) fn template_snapshot(platform: &Platform, size: &str) -> PathBuf {
+    snapshot_of(platform, BASE, size, DISK_MIB)
+}
+
+/// Returns the folder of the template snapshot of a template and size.
+fn snapshot_of(platform: &Platform, template: &str, size: &str, disk_mib: u32) -> PathBuf {
     let dirs = std::fs::read_dir(platform.dir().join("golden")).unwrap().flatten();
-    // The benchmarks' restored capsules all have the default disk size.
-    let wanted = format!("\"memory_mib\":{size},\"disk_mib\":5120");
+    let wanted = [
+        format!("\"template\":\"{template}\""),
+        format!("\"memory_mib\":{size},\"disk_mib\":{disk_mib}"),
+    ];
     let mut dirs = dirs.map(|entry| entry.path()).filter(|dir| {
-        std::fs::read_to_string(dir.join("manifest.json")).is_ok_and(|m| m.contains(&wanted))
+        let manifest = std::fs::read_to_string(dir.join("manifest.json")).unwrap_or_default();
+        wanted.iter().all(|part| manifest.contains(part))
     });
-    dirs.next().unwrap()
+    dirs.next().unwrap_or_else(|| panic!("no snapshot of {template} has {wanted:?}"))
+}
+
+/// Returns the version in a template snapshot's manifest. `None` for a template of the operator's.
+fn version_of(snapshot: &Path) -> Option<String> {
+    let manifest = std::fs::read_to_string(snapshot.join("manifest.json")).unwrap();
+    // The first line is the hash of the rest.
+    let (_, body) = manifest.split_once('\n').unwrap();
+    let body: Value = serde_json::from_str(body).unwrap();
+    Some(body["version"]["id"].as_str()?.to_owned())
 }
 
 /// Copies a disk that no machine uses.
@@ -300,7 +337,7 @@ pub(crate) fn copy_disk(from: &Path, to: &Path) {
 }
 
 /// Makes a capsule's own disk with the agent's options.
-fn make_disk(path: &Path) {
+pub(crate) fn make_disk(path: &Path) {
     let file = File::create(path).unwrap();
     file.set_len(5 << 30).unwrap();
     let options = ["-q", "-F", "-O", "^resize_inode", "-m", "0", "-i", "16384", "-E"];
@@ -310,9 +347,4 @@ fn make_disk(path: &Path) {
         .arg(path)
         .status();
     assert!(made.unwrap().success());
-}
-
-fn ip(command: &str) -> bool {
-    let out = Command::new("ip").args(command.split(' ')).output().unwrap();
-    out.status.success()
 }

@@ -22,14 +22,30 @@ const UID: u32 = 2_200_000;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A running Firecracker and its root.
-struct Running {
+pub(crate) struct Running {
     root: PathBuf,
     pid: i32,
     child: Child,
 }
 
 impl Running {
-    fn ask(&self, method: &str, path: &str, body: &Value) {
+    /// Starts a Firecracker that works in `root`, in a network namespace. Waits for its API.
+    pub(crate) fn start(firecracker: &Path, root: &Path, namespace: &str) -> Self {
+        let mut inside = Command::new("ip");
+        inside.args(["netns", "exec", namespace]).arg(firecracker).args(["--api-sock", "api.sock"]);
+        // `ip` executes Firecracker in its own process, so the pid is Firecracker's.
+        let child = quiet(inside.current_dir(root));
+        let pid = i32::try_from(child.id()).unwrap();
+        drop(connect(root));
+        Self { root: root.to_owned(), pid, child }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Sends a request that must succeed.
+    pub(crate) fn ask(&self, method: &str, path: &str, body: &Value) {
         let body = body.to_string();
         let mut stream = connect(&self.root);
         let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}", body.len());
@@ -40,7 +56,8 @@ impl Running {
         assert!(answer.starts_with("HTTP/1.1 204"), "{method} {path}: {answer}");
     }
 
-    fn end(mut self) {
+    /// Ends the process and removes the root.
+    pub(crate) fn end(mut self) {
         rustix::process::kill_process(Pid::from_raw(self.pid).unwrap(), Signal::KILL).unwrap();
         let _ = self.child.wait();
         fs::remove_dir_all(&self.root).unwrap();
@@ -133,7 +150,7 @@ pub(crate) async fn measure() -> Vec<Row> {
 /// Measures loads in a jail and without one.
 pub(crate) fn jail() -> Vec<Row> {
     let Some(path) = named() else { return Vec::new() };
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::Builder::new().prefix("wrenn-jail-").tempdir().unwrap();
     let kept = dir.path().join("kept");
     keep_one(&path, &kept);
     let name = path.file_name().unwrap();

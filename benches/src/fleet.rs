@@ -66,12 +66,14 @@ async fn answer(mut stream: tokio::net::TcpStream) {
 async fn enrol(client: &Client, dir: &Path, guest: u16, tasks: &Tasks) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = Config {
+        ready_networks: 0,
         dir: dir.to_owned(),
         network: String::new(),
         dns: Vec::new(),
         driver: DriverChoice::Null { port: guest },
         firecracker: host_agent::FirecrackerChoice::default(),
         memory_mib: 4096,
+        ready_memory_percent: 0,
         vcpus: 64,
         disk_mib: 1 << 20,
         registries: host_agent::Registries::default(),
@@ -117,7 +119,7 @@ fn resident_mib(pid: u32) -> u64 {
 }
 
 fn figure(name: &str, value: String, goal: &str) -> Row {
-    Row::new(name, &value, "–", &value, goal)
+    Row::value(name, &value, goal)
 }
 
 pub(crate) async fn measure() -> Vec<Row> {
@@ -133,7 +135,7 @@ pub(crate) async fn measure() -> Vec<Row> {
     let none = json!({ "capsules": 0, "vcpus": 0, "memory_mib": 0, "creates_per_sec": 0,
         "requests_per_sec": 0 });
     client.put(&platforms, &none).await.expect(200);
-    let dirs = tempfile::tempdir_in("/dev/shm").unwrap();
+    let dirs = tempfile::Builder::new().prefix("wrenn-fleet-").tempdir_in("/dev/shm").unwrap();
     let began = Instant::now();
     let enrolling = (0..HOSTS).map(|n| {
         let (client, dir, tasks) = (&client, dirs.path().join(n.to_string()), &tasks);
@@ -158,21 +160,16 @@ pub(crate) async fn measure() -> Vec<Row> {
         client.create(&body).await;
         began.elapsed()
     });
-    let mut took: Vec<Duration> =
+    let took: Vec<Duration> =
         futures::stream::iter(creating).buffer_unordered(AT_ONCE).collect().await;
     let elapsed = began.elapsed().as_secs_f64();
-    took.sort_unstable();
     let share =
         |before: f64, after: f64| format!("{:.0} % of a core", (after - before) / elapsed * 100.0);
-    let at = |percent: usize| {
-        format!("{:.1} ms", took[took.len() * percent / 100].as_secs_f64() * 1000.0)
-    };
     let postgres_now = processor(&children(platform.postgres_pid()));
     let rows = vec![
         figure("1,000 hosts enrol, each second", format!("{enrolled:.0}/s"), ""),
-        figure("10,000 creates on them", format!("{:.0}/s", CAPSULES as f64 / elapsed), "≥ 300/s"),
-        figure("one of them, median", at(50), ""),
-        figure("one of them, 99th of a hundred", at(99), ""),
+        figure("10,000 creates on them", format!("{:.0}/s", CAPSULES as f64 / elapsed), "≥ 1500/s"),
+        Row::alone("one create of them", &took, ""),
         figure("processor meanwhile: control plane", share(cp, processor(&[us])), ""),
         figure("processor meanwhile: PostgreSQL", share(pg, postgres_now), ""),
         figure("processor meanwhile: all hosts", share(hosts, processor(&[pid()])), ""),
@@ -223,17 +220,12 @@ fn decision() -> Row {
         isolation: types::Isolation::Kvm,
         excluded: &[],
     };
-    let mut took: Vec<Duration> = (0..101)
+    let took: Vec<Duration> = (0..101)
         .map(|salt| {
             let began = Instant::now();
             pick(&hosts, &request, salt).unwrap();
             began.elapsed()
         })
         .collect();
-    took.sort_unstable();
-    figure(
-        "a decision among 10,000 hosts",
-        format!("{:.2} ms", took[50].as_secs_f64() * 1000.0),
-        "≤ 1 ms",
-    )
+    Row::alone("a decision among 10,000 hosts", &took, "≤ 1 ms")
 }

@@ -22,10 +22,10 @@ pub(crate) async fn measure(platform: &Platform, id: &str) -> Vec<Row> {
     let ours = share(ticks(platform.pid()) - before.1);
     let memory = mib(status_mib(platform.pid(), "VmRSS"));
     vec![
-        Row::new("idle: agent + control plane, resident", &memory, "–", &memory, "≤ 60 MiB"),
-        Row::new("idle: agent + control plane, processor", &ours, "–", &ours, ""),
-        Row::new("idle: envd, resident", &mib(envd), "–", &mib(envd), "≤ 8 MiB"),
-        Row::new("idle: a capsule, processor", &capsule, "–", &capsule, "< 1 % of a core"),
+        Row::value("idle: agent + control plane, resident", &memory, "≤ 60 MiB"),
+        Row::value("idle: agent + control plane, processor", &ours, ""),
+        Row::value("idle: envd, resident", &mib(envd), "≤ 8 MiB"),
+        Row::value("idle: a capsule, processor", &capsule, "< 1 % of a core"),
     ]
 }
 
