@@ -5,7 +5,7 @@ mod imports;
 mod layers;
 mod sentences;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -38,10 +38,32 @@ pub(crate) fn faults(root: &Path) -> Vec<String> {
             Err(error) => faults.push(format!("{name}: {error}")),
         }
     }
+    faults.extend(pages(root).iter().flat_map(|path| headings(root, path)));
     if files.len() < 50 {
         faults.push(format!("only {} files were found to check", files.len()));
     }
     faults
+}
+
+/// Lists the pages for people: those at the root and those in `docs`.
+fn pages(root: &Path) -> Vec<PathBuf> {
+    let entries = [root.to_owned(), root.join("docs")].into_iter().flat_map(fs::read_dir);
+    let paths = entries.flatten().flatten().map(|entry| entry.path());
+    paths.filter(|path| path.extension().is_some_and(|e| e == "md")).collect()
+}
+
+/// Finds the sections that a page has twice, as after a bad merge.
+fn headings(root: &Path, page: &Path) -> Vec<String> {
+    let text = fs::read_to_string(page).unwrap_or_default();
+    let name = page.strip_prefix(root).unwrap_or(page).display();
+    let twice = repeated(&text);
+    twice.iter().map(|heading| format!("{name}: has the section `{heading}` twice")).collect()
+}
+
+/// Returns the headings of the second level that occur again.
+fn repeated(text: &str) -> Vec<&str> {
+    let mut seen = BTreeSet::new();
+    text.lines().filter(|line| line.starts_with("## ") && !seen.insert(*line)).collect()
 }
 
 /// Reads the files of a crate, by the paths of their modules.
@@ -100,5 +122,11 @@ mod tests {
         assert!(of("a.rs", &long)[0].contains("lines"));
         let tests = format!("//! x\n#[cfg(test)]\nmod tests {{{}}}", "\n".repeat(LINES_MAX));
         assert!(of("a.rs", &tests).is_empty());
+    }
+
+    #[test]
+    fn repeated_section_is_found_and_repeated_part_of_a_section_is_not() {
+        assert_eq!(repeated("## A\n### C\n## B\n### C\n## A\n"), ["## A"]);
+        assert!(repeated("## A\n### C\n## B\n### C\n").is_empty());
     }
 }
