@@ -326,6 +326,12 @@ impl Platform {
         self.client_with(&self.key)
     }
 
+    /// Returns the first key.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Returns a client with another key.
     #[must_use]
     pub fn client_with(&self, key: &str) -> Client {

@@ -2,22 +2,20 @@
 //! under measurement. Both get the same requests in turns, at port 49999 through the sandbox proxy.
 //! The requests carry the traffic token as E2B's SDKs send it.
 //!
-//! `WRENN_BENCH_RIVAL` names a folder with a Dockerfile whose image starts the server. The bench
-//! builds it as the template `rival`, which may begin with `FROM code-interpreter`.
+//! `WRENN_BENCH_RIVAL` names a program that builds the template `rival`, whose start command is the
+//! server. The program gets `E2B_API_URL`, `E2B_API_KEY` and the template's name, for E2B's SDK.
 
 use super::{OUTPUT, PRINTS, TEMPLATE, used};
 use crate::stats::{Row, say};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tests::{Client, Platform};
 
 const NAME: &str = "rival";
 const PORT: u16 = 49999;
-/// Command that succeeds once the rival serves.
-const READY: &str = "curl -fs http://localhost:49999/health";
 /// Longest time of one request. A rival may lose the end of an execution and go on for ever.
 const LIMIT: Duration = Duration::from_secs(600);
 const CREATES: usize = 7;
@@ -33,8 +31,8 @@ type Pair = [Vec<Duration>; 2];
 
 /// Measures the rival beside ours, if one is named.
 pub(super) async fn measure(platform: &Platform) -> Vec<Row> {
-    let Some(dir) = std::env::var_os("WRENN_BENCH_RIVAL") else { return Vec::new() };
-    build(platform, &dir);
+    let Some(program) = std::env::var_os("WRENN_BENCH_RIVAL") else { return Vec::new() };
+    build(platform, &program);
     let mut rows = first(platform).await;
     let both = [Port::open(platform, TEMPLATE).await, Port::open(platform, NAME).await];
     let [ours, theirs] = in_turns(&both, ROUNDS, async |port: &Port| port.timed("1").await).await;
@@ -49,17 +47,10 @@ pub(super) async fn measure(platform: &Platform) -> Vec<Row> {
     rows
 }
 
-/// Builds the rival's template, with the sizes of ours. `WRENN_BENCH_RIVAL_START` is its start
-/// command, in place of the image's own.
-fn build(platform: &Platform, dir: &OsStr) {
-    let mut command = platform.wrenn();
-    command.args(["template", "build", NAME]).arg(dir);
-    command.args(["--vcpus", "2", "--memory", "2048", "--disk", "5120"]);
-    command.args(["--ready", READY, "--ready-within", "30m"]);
-    match std::env::var_os("WRENN_BENCH_RIVAL_START") {
-        Some(start) => command.arg("--start").arg(start),
-        None => command.arg("--start-from-image"),
-    };
+/// Builds the rival's template by the named program.
+fn build(platform: &Platform, program: &OsStr) {
+    let mut command = Command::new(program);
+    command.arg(NAME).env("E2B_API_URL", platform.url()).env("E2B_API_KEY", platform.key());
     let built = command.stdin(Stdio::null()).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 }
