@@ -296,6 +296,33 @@ fn on_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
+/// Delay between two looks at the threads of a killed process.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Kills a process by its record, and waits until none of its threads can run any more. The kernel
+/// may still free the process's memory, which takes most of the time of an end. [`wait_gone`] waits
+/// for that.
+pub(crate) async fn halt_record(record: &VmmRecord) -> Result<(), Error> {
+    let (pid, started) = (record.pid, record.started);
+    if !record.is_alive() {
+        return Ok(());
+    }
+    sys::kill_process(pid, started).map_err(|e| Error::new("cannot end the machine", e))?;
+    while sys::start_time(pid) == Some(started) && threads::any_runs(pid) {
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+/// Waits until a process that was killed is gone, with its memory and its descriptors.
+pub(crate) async fn wait_gone(record: &VmmRecord) -> Result<(), Error> {
+    if record.boot != sys::boot_id() {
+        return Ok(());
+    }
+    let gone = sys::wait_end(record.pid, record.started).await;
+    gone.map_err(|e| Error::new("cannot wait for the end of the machine", e))
+}
+
 /// Kills a process by its record and waits until it is gone.
 pub(crate) async fn kill_record(record: &VmmRecord) -> Result<(), Error> {
     let (pid, started) = (record.pid, record.started);
@@ -370,8 +397,10 @@ mod tests {
             wait_record(&other).await;
             assert_eq!(child.try_wait().unwrap(), None, "another process was killed");
         }
-        kill_record(&record).await.unwrap();
-        assert!(!record.is_alive());
+        halt_record(&record).await.unwrap();
+        assert!(!threads::any_runs(record.pid));
+        wait_gone(&record).await.unwrap();
+        assert_eq!(sys::start_time(record.pid), None, "the process is there after its end");
         // A machine that has ended by itself does not live either, even before it is reaped.
         #[expect(clippy::zombie_processes, reason = "that is what is looked at")]
         let ended = std::process::Command::new("true").spawn().unwrap();

@@ -2,8 +2,9 @@
 //! operation that has the capsule's lock, so no guest delays a removal. A removal names the newest
 //! generation that it may remove. A capsule of a later generation stays.
 //!
-//! A removal answers once the capsule is out of reach. Then its connections are cut, its machine
-//! has ended, and no list shows it. A task behind the answer removes limits, network and folder.
+//! A removal answers once the capsule is out of reach. Then its connections are cut, no thread of
+//! its machine runs, and no list shows it. A task behind the answer waits until the kernel has freed
+//! the machine's memory, and removes limits, network and folder.
 //!
 //! ```text
 //!  begin_destroy ──▶ wait for the lock, cancelling ──▶ Stopping ──▶ cut connections ──▶ kill

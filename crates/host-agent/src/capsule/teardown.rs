@@ -7,7 +7,8 @@
 //!  remove:   kill ──▶ limits ∥ network ──▶ folder with the record, last
 //!                     └────────────── remove_remains ──────────────┘
 //! ```
-//! After [`kill`], the capsule is out of reach, and its memory is free.
+//! After [`kill`], the capsule is out of reach. The kernel frees its memory meanwhile, and `detach`
+//! waits for that.
 
 use super::record::CapsuleRecord;
 use super::{Error, files, io_error};
@@ -23,14 +24,15 @@ fn name(id: CapsuleId, record: Option<&CapsuleRecord>) -> String {
     record.map_or_else(|| id.to_string(), CapsuleRecord::name)
 }
 
-/// Ends a capsule's machine, and waits for its end. A capsule without a machine is success.
+/// Ends a capsule's machine, and waits until its guest can do nothing any more. A capsule without a
+/// machine is success.
 pub(super) async fn kill(
     context: &AgentContext,
     id: CapsuleId,
     record: Option<&CapsuleRecord>,
 ) -> Result<(), Error> {
     match record.and_then(|record| record.machine.as_ref()) {
-        Some(machine) => vmm::kill_record(machine).await?,
+        Some(machine) => vmm::halt_record(machine).await?,
         None => kill_named(context, id, record).await?,
     }
     daemon::failpoint("release.killed").map_err(io_error("a failpoint failed"))
@@ -49,13 +51,16 @@ async fn kill_named(
     Ok(vmm::kill_named(&name, &began, &files::folder(context, id)).await?)
 }
 
-/// Removes the limits and the network of a capsule whose machine has ended, and further processes
+/// Waits until a killed machine is gone, and removes its limits and network, and further processes
 /// of its name. Parts that do not exist are skipped.
 async fn detach(
     context: &AgentContext,
     id: CapsuleId,
     record: Option<&CapsuleRecord>,
 ) -> Result<(), Error> {
+    if let Some(machine) = record.and_then(|record| record.machine.as_ref()) {
+        vmm::wait_gone(machine).await?;
+    }
     kill_named(context, id, record).await?;
     let name = name(id, record);
     let limits = async {
@@ -121,7 +126,7 @@ pub(crate) async fn remove(context: &AgentContext, id: CapsuleId) -> Result<(), 
     remove_remains(context, id, record.as_ref()).await
 }
 
-/// Removes all parts of a capsule whose machine has ended; succeeds when nothing is left of it. The
+/// Removes all parts of a capsule whose machine was killed; succeeds when nothing is left of it. The
 /// call may be repeated with the same record after a failure.
 pub(super) async fn remove_remains(
     context: &AgentContext,

@@ -56,6 +56,26 @@ fn all(pid: i32) -> impl Iterator<Item = i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
+/// Reports whether a thread of the process may still run code of the process. A thread that has
+/// begun to exit runs none.
+pub(super) fn any_runs(pid: i32) -> bool {
+    let runs = |tid| {
+        let stat = std::fs::read_to_string(dir(pid, tid).join("stat"));
+        // A thread whose file is missing has ended.
+        stat.is_ok_and(|stat| !exits(&stat))
+    };
+    all(pid).any(runs)
+}
+
+/// Reads from the text of `/proc/PID/task/TID/stat` (`proc(5)`) if the thread exits: the kernel's
+/// flag `PF_EXITING` in the ninth field.
+fn exits(stat: &str) -> bool {
+    const PF_EXITING: u32 = 0x4;
+    // The name in the second field may hold spaces and brackets.
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6));
+    flags.and_then(|flags| flags.parse::<u32>().ok()).is_some_and(|flags| flags & PF_EXITING != 0)
+}
+
 fn read(pid: i32, tid: i32) -> Option<Thread> {
     parse(&std::fs::read_to_string(dir(pid, tid).join("status")).ok()?)
 }
@@ -115,6 +135,15 @@ mod tests {
             assert_ne!(settled(&threads), before);
         }
         assert_eq!(Threads::find(pid, "no such thread"), None);
+    }
+
+    #[test]
+    fn thread_exits_only_with_the_flag_of_the_kernel() {
+        let stat = |flags: u32| format!("7 (a) b c) R 1 7 7 0 -1 {flags} 12 0 0 0");
+        assert!(exits(&stat(0x0040_0004)));
+        assert!(!exits(&stat(0x0040_0040)));
+        assert!(!exits("7 (x) R 1"));
+        assert!(any_runs(i32::try_from(std::process::id()).unwrap()));
     }
 
     #[test]
