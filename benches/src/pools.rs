@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 use tests::{Client, Platform};
 
-/// Time for a pool to fill.
-const FILL: Duration = Duration::from_secs(20);
+/// Time for a pool to fill. A code interpreter runs code before it is ready.
+const FILL: Duration = Duration::from_secs(60);
 /// Time between two looks at a gauge. Each look takes time from the work that fills the pool.
 const LOOK: Duration = Duration::from_millis(50);
 /// Time for the files of a removed capsule to go.

@@ -157,9 +157,10 @@ async fn prepare(
     Ok(running)
 }
 
-/// Runs commands that do nothing, by the way of all commands. So the capsule's first commands find
-/// code and files in memory, and an emulator has translated them. An image without a shell has less
-/// to warm.
+/// Runs commands that do nothing, by the way of all commands, and the guest's own warm step, which
+/// runs code in a code interpreter's contexts and leaves them as new. So the capsule's first
+/// commands and code find their files in memory, and an emulator has translated them. An image
+/// without a shell has less to warm.
 ///
 /// # Errors
 /// [`Error::Silent`] when a command fails and envd does not answer either. A create would wait for
@@ -176,7 +177,10 @@ pub(super) async fn warm(guest: &Guest, token: &str) -> Result<(), Error> {
         }
         check(guest).await?;
     }
-    Ok(())
+    if let Err(error) = guest.warm(token).await {
+        tracing::debug!(%error, "a ready capsule did not warm itself");
+    }
+    check(guest).await
 }
 
 /// Checks that a guest answers.
