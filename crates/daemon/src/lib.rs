@@ -1,5 +1,5 @@
-//! Runtime support for every long-lived role: logging, metrics, signals, locks, tracked tasks,
-//! periodic work and blocking work.
+//! Runtime support for every long-lived role: logging, metrics, traces, signals, locks, tracked
+//! tasks, periodic work and blocking work.
 //!
 //! A process has one [`Tasks`] and spawns all background work through it. So a shutdown can wait
 //! for that work. This crate holds no product logic.
@@ -8,37 +8,30 @@ mod blocking;
 mod failpoint;
 mod file;
 mod lock;
-mod metrics;
+mod log;
+pub mod metrics;
+mod otlp;
 mod signal;
+pub mod trace;
+mod trace_parent;
 
 pub use blocking::blocking;
 pub use failpoint::failpoint;
 pub use file::write_private;
 pub use lock::{lock, read_lock, write_lock};
-pub use metrics::Metrics;
+pub use log::{Logs, log_to_stderr};
+pub use metrics::{Metrics, report_expiry};
+pub use otlp::SpanExport;
 pub use signal::{Signal, Wait};
+pub use trace::{operation, stage};
 
 use std::future::Future;
-use std::io::IsTerminal;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal as unix_signal};
 use tokio_util::task::TaskTracker;
-use tracing_subscriber::EnvFilter;
 
 /// Time that a shutdown waits for tasks before it goes on without them.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// Sends logs to standard error, as text or, when `json`, as JSON. `filter` has the form of
-/// tracing's `EnvFilter`.
-pub fn log_to_stderr(filter: &str, json: bool) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // On a full disk the subscriber would report its own failure on standard error. It would panic
-    // if that failed too.
-    let builder = builder.with_ansi(std::io::stderr().is_terminal()).log_internal_errors(false);
-    // A second call, as in tests, changes nothing.
-    let _ = if json { builder.json().try_init() } else { builder.try_init() };
-}
 
 /// Raises the limit of open files to the system's maximum (`fs.nr_open`). Without the right to do
 /// so, raises it to the process's hard limit.
@@ -85,15 +78,16 @@ impl Tasks {
         }
     }
 
-    /// Runs work that continues when the caller goes away. Returns its result, or `None` when a
-    /// shutdown ended the work.
+    /// Runs work that continues when the caller goes away. The work belongs to the caller's
+    /// request. Returns its result, or `None` when a shutdown ended the work.
     pub async fn detached<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Option<T> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
+        let trace = trace::Trace::current();
         self.spawn(async move {
-            let _ = sender.send(Box::pin(work).await);
+            let _ = sender.send(trace::scoped(trace, Box::pin(work)).await);
         });
         receiver.await.ok()
     }
