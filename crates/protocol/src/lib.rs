@@ -11,6 +11,7 @@ mod rpc {
 }
 
 mod failure;
+pub mod log;
 pub mod lower;
 mod refusal;
 mod signature;
@@ -32,6 +33,16 @@ pub const PORTS: &str = "/ports";
 /// Path at which envd switches a connection to a connection to a server on the guest's loopback.
 /// The query names the `port`.
 pub const CONNECT_PORT: &str = "/ports/connect";
+/// Path at which envd lists all processes of its guest.
+pub const PROCESSES: &str = "/processes";
+/// Path at which envd signals any process of its guest.
+pub const SIGNAL: &str = "/processes/signal";
+/// Path at which envd lists the open terminals of its guest.
+pub const TERMINALS: &str = "/terminals";
+/// Header with which a control plane marks a request to envd as a look, which leaves an idle
+/// capsule idle. The control plane removes the header from clients' requests. The agent removes it
+/// from all requests to guests.
+pub const PASSIVE: &str = "x-wrenn-passive";
 /// Header that carries envd's token.
 pub const ACCESS_TOKEN: &str = "x-access-token";
 /// Header of each answer of envd's `/files/archive`. An envd without that route does not send it.

@@ -9,6 +9,7 @@ pub mod egress;
 pub mod hex;
 pub mod ids;
 pub mod isolation;
+pub mod logs;
 pub mod names;
 pub mod resources;
 pub mod states;
@@ -23,6 +24,7 @@ pub use ids::{
     InvitationId, PLATFORM_TEAM, SessionId, SnapshotId, TeamId, TemplateId, UserId,
 };
 pub use isolation::Isolation;
+pub use logs::LogPolicy;
 pub use states::{HostState, SnapshotState, UserState};
 
 /// Crates that the macros of this crate name.

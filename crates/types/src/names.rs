@@ -1,5 +1,6 @@
 //! Names that people give to things, and the keys and values of environments.
 
+use crate::ids::CapsuleId;
 use crate::resources::OutOfRange;
 
 /// Longest name of a template, in bytes.
@@ -21,6 +22,40 @@ pub fn check_name(field: &'static str, name: &str) -> Result<(), OutOfRange> {
         "must be 1 to {MAX_NAME} letters, digits, `.`, `_` and `-`, beginning with a letter or digit"
     );
     Err(OutOfRange { field, message })
+}
+
+/// Longest name of a capsule, in bytes.
+pub const MAX_CAPSULE_NAME: usize = 63;
+
+/// Words that stand in the place of a capsule in paths of the API.
+const RESERVED: [&str; 3] = ["bulk", "metrics", "summary"];
+
+/// Checks the name of a capsule. A name begins with a lower-case letter or digit, followed by
+/// lower-case letters, digits and `-`. A name has at most 63 characters, and never begins like an
+/// id.
+///
+/// # Errors
+/// Names `field` and the rule.
+pub fn check_capsule_name(field: &'static str, name: &str) -> Result<(), OutOfRange> {
+    let fail = |message: String| Err(OutOfRange { field, message });
+    let mut bytes = name.bytes();
+    let is_word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let first = bytes.next().is_some_and(is_word);
+    if !first || !bytes.all(|b| is_word(b) || b == b'-') || name.len() > MAX_CAPSULE_NAME {
+        return fail(format!(
+            "must be 1 to {MAX_CAPSULE_NAME} small letters, digits and `-`, beginning with a \
+             letter or digit"
+        ));
+    }
+    let prefix = CapsuleId::PREFIX;
+    // A copy of `cl` would be named `cl-2`.
+    if name.starts_with(prefix) || name == prefix.trim_end_matches('-') {
+        return fail(format!("must not begin with `{prefix}`, since ids do"));
+    }
+    if RESERVED.contains(&name) {
+        return fail(format!("must not be `{name}`, which is a path of the API"));
+    }
+    Ok(())
 }
 
 /// Checks an environment. Names are C identifiers, values hold no NUL, and all of it fits 64 KiB.
@@ -68,6 +103,20 @@ mod tests {
         for bad in ["", "-a", "a b", "a/b", "..", "é", &"a".repeat(65), "a\0"] {
             assert!(check_name("template", bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn capsule_name_is_a_label_and_never_like_an_id() {
+        let check = |name: &str| check_capsule_name("name", name);
+        for good in ["a", "0", "web", "web-2", "a-", "clean", "c", "x--y", &"a".repeat(63)] {
+            assert!(check(good).is_ok(), "{good}");
+        }
+        let id = CapsuleId::new().to_string();
+        let long = "a".repeat(64);
+        for bad in ["", "-a", "Web", "a b", "a.b", "a_b", "é", "a\0", "cl", "cl-x", &id, &long] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+        assert!(RESERVED.iter().all(|word| check(word).is_err()));
     }
 
     #[test]

@@ -32,14 +32,20 @@ impl Default for Resources {
 pub const MAX_TIMEOUT_SEC: u32 = 30 * 24 * 3600;
 
 impl Resources {
+    /// Smallest sizes that may be asked for.
+    pub const MIN: Self = Self { vcpus: 1, memory_mib: 128, disk_mib: 64 };
+    /// Largest sizes that may be asked for.
+    pub const MAX: Self = Self { vcpus: 32, memory_mib: 65_536, disk_mib: 102_400 };
+
     /// Checks each size against its range.
     ///
     /// # Errors
     /// Returns the first field that is out of range.
     pub fn check(&self) -> Result<(), OutOfRange> {
-        in_range("vcpus", self.vcpus, 1, 32)?;
-        in_range("memory_mib", self.memory_mib, 128, 65_536)?;
-        in_range("disk_mib", self.disk_mib, 64, 102_400)
+        let (min, max) = (Self::MIN, Self::MAX);
+        in_range("vcpus", self.vcpus, min.vcpus, max.vcpus)?;
+        in_range("memory_mib", self.memory_mib, min.memory_mib, max.memory_mib)?;
+        in_range("disk_mib", self.disk_mib, min.disk_mib, max.disk_mib)
     }
 }
 
