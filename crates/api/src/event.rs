@@ -67,7 +67,29 @@ pub struct Usage {
 
 time::serde::format_description!(day, Date, "[year]-[month]-[day]");
 
-/// An event of a team's capsules, snapshots, hosts or channels.
+/// The user, key or platform that caused an event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EventActor {
+    /// `user`, `api_key`, or `system` for the platform itself.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Id of the user or key. `system` stands for the platform, and `erased` for an erased user.
+    pub id: String,
+    /// Name of the user or key at the time of the event.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub label: Option<String>,
+}
+
+/// A page of events, newest first.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct EventPage {
+    pub items: Vec<Event>,
+    /// Value of `before` for the next page. Absent on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// An event of a team: a change of a capsule or another resource.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// Position among the team's events. As `Last-Event-ID`, it makes a stream continue after this
@@ -75,16 +97,35 @@ pub struct Event {
     pub id: String,
     pub team_id: String,
     /// Kind of the event.
-    /// - `capsule.created`, `.running`, `.paused`, `.error`, `.missing`, `.destroyed`
+    /// - `capsule.created`, `.running`, `.pausing`, `.paused`, `.resuming`, `.error`, `.missing`,
+    ///   `.stopping`, `.destroyed`
+    /// - `capsule.changed`
+    /// - `template.created`, `.changed`, `.deleted`
     /// - `template.build.started`, `.ready`, `.failed`, `.cancelled`
     /// - `template.snapshot.created`, `.deleted`
+    /// - `template.tag.assigned`, `.deleted`
+    /// - `key.created`, `.revoked`
+    /// - `member.added`, `.role`, `.removed`
+    /// - `invitation.created`, `.removed`
+    /// - `team.changed`, `.limits`
+    /// - `channel.created`, `.changed`, `.deleted`
+    /// - `registry.login`, `.logout`
     /// - `host.up`, `.down`
     /// - `channel.test`
     pub event: String,
     /// Type of the resource, such as `capsule` or `host`.
     pub resource_type: String,
     pub resource_id: String,
-    /// Details of the event, as an object.
+    /// Actor. Absent in events of earlier versions.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub actor: Option<EventActor>,
+    /// Number that grows with each state change of the capsule or build. Absent for other
+    /// resources.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub generation: Option<i64>,
+    /// Details of the event, as an object. Events of a change and `team.limits` have `fields`, the
+    /// names of the changed settings. Events of the platform itself may have `reason`, such as
+    /// `idle`, `lifetime_over` or `host_unreachable`.
     pub data: serde_json::Value,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,

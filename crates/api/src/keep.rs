@@ -32,6 +32,10 @@ pub struct Resume {
 pub struct Fork {
     /// Number of capsules to create, 1 to 100. The default is 1.
     pub count: Option<u32>,
+    /// Name of the copy, for a `count` of 1. By default, the copies of a capsule `x` are named
+    /// `x-2`, `x-3` and so on. Copies of a capsule without a name have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Lifetime of each capsule in seconds from the moment it runs. By default, the lifetime has no
     /// end.
     pub lifetime: Option<u32>,
@@ -73,7 +77,7 @@ pub struct SetTimeout {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshot {
-    /// Id of a running or paused capsule. The capsule keeps its state.
+    /// Id or name of a running or paused capsule. The capsule keeps its state.
     pub capsule_id: String,
     /// Name of the snapshot. No other snapshot or template may have this name. The default is
     /// derived from the id.

@@ -8,13 +8,19 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 mod account;
+mod bulk;
+mod capabilities;
+mod capsule_list;
 mod code;
 mod event;
 mod hosts;
 mod keep;
+mod logs;
 mod network;
 mod port;
+mod process;
 mod renamed;
+mod stats;
 mod stream;
 mod team;
 mod template;
@@ -24,13 +30,18 @@ pub use account::{
     LogIn, LoggedIn, Me, Message, Providers, ResetPassword, Session, SessionList, SignUp, User,
     UserPage, UserToken,
 };
+pub use bulk::{BulkChange, BulkError, BulkFilter, BulkItem, BulkResult};
+pub use capabilities::{Capabilities, CapabilityLimits, CapabilitySize};
+pub use capsule_list::{
+    CapsuleParent, CapsuleSummary, ChangeCapsule, Creator, Lineage, LineageEntry,
+};
 pub use code::{
     CodeCompletion, CodeContext, CodeContextList, CodeVariable, CodeVariableList, CompleteCode,
     CreateCodeContext, RunCode,
 };
 pub use event::{
     AuditLog, AuditLogPage, ChangeChannel, Channel, ChannelList, DailyUsage, Delivery,
-    DeliveryPage, Event, NewChannel, Usage,
+    DeliveryPage, Event, EventActor, EventPage, NewChannel, Usage,
 };
 pub use hosts::{
     DrainHost, Heartbeat, HeartbeatAnswer, Host, HostCredentials, HostList, HostLoad, HostLoss,
@@ -39,9 +50,17 @@ pub use hosts::{
 pub use keep::{
     CreateSnapshot, Fork, ForkError, Forked, Pause, Resume, SetTimeout, Snapshot, SnapshotPage,
 };
+pub use logs::{LogEntry, LogPage};
 pub use network::Network;
 pub use port::{Link, ListeningPort, MakeLink, Port, SetPort, TrafficToken};
+pub use process::{
+    GuestProcess, GuestProcessList, Process, ProcessList, Processes, Terminal, TerminalList,
+};
 pub use renamed::{RENAMED, Rename, former_name};
+pub use stats::{
+    HostMetrics, HostMetricsPoint, LatestMetrics, LatestMetricsMap, MetricsPoint, MetricsSeries,
+    TeamMetrics, TeamMetricsPoint,
+};
 pub use stream::{PtyEvent, PtyRequest, StreamEvent, StreamRequest};
 pub use team::{
     AcceptInvitation, AdminTeam, AdminTeamPage, ApiKey, ApiKeyPage, ChangeMember, ChangeTeam,
@@ -75,6 +94,10 @@ pub struct ErrorDetail {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, remote = "Self")]
 pub struct CreateCapsule {
+    /// Name of the capsule: 1 to 63 small letters, digits and `-`, and never in the form of an id.
+    /// No other living capsule of the team may have the name. By default, the capsule has no name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Name of a template or a snapshot, or id of a snapshot. The default is `base`.
     pub template: Option<String>,
     /// Number of virtual CPUs, 1 to 32.
@@ -110,6 +133,11 @@ pub struct CreateCapsule {
     /// Tags that the capsule's host must have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_tags: Vec<String>,
+    /// Output that the capsule's log keeps: `none`, `background` (console, state changes, start
+    /// commands and background processes) or `all` (foreground commands too). The default is the
+    /// team's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logs: Option<String>,
     /// Environment variables of every process in the capsule.
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
@@ -123,8 +151,11 @@ pub struct CreateCapsule {
 #[serde(remote = "Self")]
 pub struct Capsule {
     pub id: String,
+    /// Name that the team chose. The API takes the name of a living capsule in place of its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// State: `starting`, `running`, `pausing`, `paused`, `resuming`, `missing`, `error` or
-    /// `stopping`.
+    /// `stopping`. An ended capsule is `stopped`.
     pub status: String,
     /// Name of the template or snapshot that the capsule was created from.
     pub template: String,
@@ -137,6 +168,12 @@ pub struct Capsule {
     /// Id of the snapshot that the capsule was created from. The snapshot may no longer exist.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
+    /// Origin of the capsule, which may no longer exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<CapsuleParent>,
+    /// User or key that created the capsule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<Creator>,
     /// Seconds of inactivity until the capsule is paused; 0 means never.
     pub idle_timeout: i32,
     /// End of the lifetime. For a paused capsule, the end that applied while it ran.
@@ -162,6 +199,9 @@ pub struct Capsule {
     /// Id of the capsule's host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_id: Option<String>,
+    /// Isolation tier of the capsule's host: `none`, `tcg`, `kvm` or `jailed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
     /// True while the guest stands still because the host's disk has too little room. The status
     /// stays `running`, and the guest continues by itself once there is room.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -189,6 +229,9 @@ pub struct Capsule {
     pub network: Network,
     /// Key-value pairs stored with the capsule.
     pub metadata: BTreeMap<String, String>,
+    /// Output that the capsule's log keeps: `none`, `background` or `all`.
+    #[serde(default)]
+    pub logs: String,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     /// Time when the capsule first ran. Absent until then.
@@ -201,9 +244,37 @@ pub struct Capsule {
     /// Time of the last change of the capsule.
     #[serde(with = "time::serde::rfc3339")]
     pub last_updated: OffsetDateTime,
+    /// Begin of the present state.
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
+    pub state_since: Option<OffsetDateTime>,
+    /// Begin of the present pause.
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
+    pub paused_at: Option<OffsetDateTime>,
+    /// Time of the last activity in the capsule, or of its last start. It may lag by a minute.
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
+    pub last_active_at: Option<OffsetDateTime>,
+    /// End of the capsule. Only ended capsules have it.
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
+    pub ended_at: Option<OffsetDateTime>,
 }
 
-/// Answer to `GET /v1/capsules`: one page, newest first.
+/// Answer to `GET /v1/capsules`: one page.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct CapsulePage {
     pub items: Vec<Capsule>,
@@ -274,26 +345,6 @@ pub struct ExecStarted {
     pub pid: u32,
     /// Tag that identifies the process besides its pid.
     pub tag: String,
-}
-
-/// A process in a capsule.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Process {
-    /// Process id in the guest.
-    pub pid: u32,
-    /// Name or path of the program.
-    pub cmd: String,
-    /// Arguments of the program.
-    pub args: Vec<String>,
-    /// Tag that identifies the process besides its pid.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tag: Option<String>,
-}
-
-/// Answer to `GET /v1/capsules/{id}/processes`.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct ProcessList {
-    pub processes: Vec<Process>,
 }
 
 /// Request body that names one path.

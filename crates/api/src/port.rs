@@ -31,6 +31,9 @@ pub struct ListeningPort {
     /// Name of the program, if the guest reports it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub program: Option<String>,
+    /// Process id of the program in the guest, if the guest reports it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pid: Option<u32>,
     /// True if anyone may reach the port.
     pub public: bool,
     /// URL with the port's own host name.

@@ -35,7 +35,8 @@ pub enum StreamRequest {
     },
     /// Closes standard input.
     CloseStdin,
-    /// Sends `SIGTERM` or `SIGKILL` to the process group.
+    /// Sends a signal to the process group: `TERM`, `KILL`, `INT`, `HUP`, `STOP`, `CONT`, `USR1` or
+    /// `USR2`, with or without `SIG`.
     Signal { signal: String },
     /// Kills the process group.
     Stop,
@@ -87,7 +88,25 @@ pub enum PtyRequest {
         user: Option<String>,
     },
     /// Connects to an existing terminal. Only valid as the first frame.
-    Connect { tag: String },
+    Connect {
+        /// Tag or process id of the terminal.
+        tag: String,
+        /// True to begin with the terminal's last output, at most 256 KiB. All later output
+        /// follows, without a gap and without repetition.
+        #[serde(default)]
+        replay: bool,
+    },
+    /// Sets the most bytes of output that the client may have unacknowledged. Beyond it, the server
+    /// sends no output and the program waits. Without this frame, there is no limit.
+    Window {
+        /// From 1 to 16,777,216 bytes. All output of this connection counts.
+        bytes: u32,
+    },
+    /// Acknowledges output that the client has processed.
+    Ack {
+        /// Bytes since the last acknowledgement, before their encoding in base64.
+        bytes: u32,
+    },
     /// Types bytes into the terminal.
     Input {
         /// Bytes in base64.
@@ -104,7 +123,13 @@ pub enum PtyRequest {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum PtyEvent {
     /// The program runs. After a broken connection, the tag finds the program again.
-    Started { tag: String, pid: u32 },
+    Started {
+        tag: String,
+        pid: u32,
+        /// Bytes of earlier output with which the output begins. Absent without `replay`.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        replayed: Option<u64>,
+    },
     /// Output of the terminal.
     Output {
         /// Bytes in base64.

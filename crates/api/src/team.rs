@@ -15,6 +15,9 @@ pub struct Team {
     pub default: bool,
     /// Lowest isolation tier on which the team's capsules start: `none`, `tcg`, `kvm` or `jailed`.
     pub isolation: String,
+    /// Output that the logs of the team's new capsules keep: `none`, `background` or `all`.
+    #[serde(default)]
+    pub logs: String,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
 }
@@ -44,6 +47,10 @@ pub struct ChangeTeam {
     /// `jailed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
+    /// Output that the logs of the team's new capsules keep, unless their creator chooses: `none`,
+    /// `background` or `all`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logs: Option<String>,
 }
 
 /// A member of a team.
