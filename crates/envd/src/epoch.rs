@@ -11,6 +11,7 @@ use crate::sys;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -33,6 +34,14 @@ impl Epoch {
     /// Reports whether this guest is a copy of the frozen one.
     pub(crate) fn is_fresh(&self) -> bool {
         self.fresh
+    }
+
+    /// Returns a number of this epoch that no other epoch has. The value reveals nothing of the
+    /// randomness.
+    pub(crate) fn id(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.entropy.hash(&mut hasher);
+        hasher.finish()
     }
 }
 

@@ -7,7 +7,9 @@ mod files;
 mod form;
 mod linger;
 mod listener;
+mod log;
 mod ports;
+mod processes;
 
 pub(crate) use listener::Server;
 
@@ -18,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::guest::Guest;
 use crate::metadata::About;
 use crate::peer::Peer;
+use crate::process::log::Mode;
 use crate::{auth, clock, helpers, jobs, metrics, profile, rpc, sys, users};
 use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
@@ -51,8 +54,12 @@ pub(crate) fn router(guest: Arc<Guest>) -> Router {
             get(files::download).post(files::upload).layer(DefaultBodyLimit::disable()),
         )
         .route("/files/compose", post(files::compose))
+        .route(protocol::log::PATH, get(log::read).post(log::set_mode))
         .route(protocol::PORTS, get(ports::list))
         .route(protocol::CONNECT_PORT, post(ports::connect))
+        .route(protocol::PROCESSES, get(processes::processes))
+        .route(protocol::SIGNAL, post(processes::signal))
+        .route(protocol::TERMINALS, get(processes::terminals))
         .route(
             "/files/archive",
             get(archive::download).post(archive::upload).layer(DefaultBodyLimit::disable()),
@@ -104,6 +111,8 @@ struct Init {
     epoch: Option<Epoch>,
     /// The guest's facts about itself in the new epoch; `None` to ask the metadata service.
     metadata: Option<About>,
+    /// Output that the log has: `none`, `background` or `all`.
+    logs: Option<String>,
 }
 
 /// Sets token, defaults, environment, host name and clock. Once a token is set, only callers that
@@ -132,6 +141,10 @@ async fn initialize(
     check_caller(&guest, &headers, &init)?;
     if let Some(epoch) = &init.epoch {
         guest.code.begin_epoch(epoch.is_fresh()).await;
+        let log = guest.processes.log();
+        log.begin_epoch(epoch.id(), epoch.is_fresh());
+        // A host that says nothing reads no log.
+        log.set_mode(Mode::parse(init.logs.as_deref().unwrap_or_default()));
     }
     // A step of a build is no capsule that could ask for itself.
     if guest.in_guest && guest.build.is_none() && init.epoch.is_some() {

@@ -20,9 +20,11 @@ const FILES: usize = 128;
 const STARTS: usize = 32;
 /// Archives at once. A slow client holds its archive's place, so files have other places.
 const ARCHIVES: usize = 32;
-/// Reads of the guest's figures and ports, and writes of its metadata, at once. A guest may cover
-/// their files with a mount that hangs, so program starts have other places.
+/// Reads of the guest's metrics, ports and processes, and writes of its metadata, at once. A guest
+/// may cover their files with a mount that hangs, so program starts have other places.
 const LOOKS: usize = 4;
+/// Reads of processes' command lines at once. A process may hold up the read of its own for ever.
+const COMMANDS: usize = 2;
 /// Calls of the host at once. Neither hanging files nor hanging starts hold them up.
 const HOST: usize = 8;
 /// Writes of every file system's data at once. A hanging file system holds up the only place.
@@ -31,7 +33,7 @@ const SYNCS: usize = 1;
 const QUEUE: Duration = Duration::from_secs(2);
 /// Threads of the runtime's pool. Each place has a thread, so that no work waits in the pool's
 /// queue.
-pub(crate) const THREADS: usize = FILES + ARCHIVES + STARTS + LOOKS + HOST + SYNCS;
+pub(crate) const THREADS: usize = FILES + ARCHIVES + STARTS + LOOKS + COMMANDS + HOST + SYNCS;
 
 /// Places for work that may block.
 pub(crate) struct Jobs {
@@ -41,8 +43,10 @@ pub(crate) struct Jobs {
     pub archives: Pool,
     /// Places for program starts.
     pub starts: Pool,
-    /// Places for figures, ports and metadata of the guest.
+    /// Places for metrics, ports, processes and metadata of the guest.
     pub looks: Pool,
+    /// Places for command lines of processes.
+    pub commands: Pool,
     /// Places for the beginning and the end of an epoch, at the host's request.
     pub host: Pool,
     /// Place for the write of every file system's data, which waits for hanging file systems.
@@ -56,6 +60,7 @@ impl Default for Jobs {
             archives: Pool::new(ARCHIVES, "too many archives are under way"),
             starts: Pool::new(STARTS, "too many programs are being started"),
             looks: Pool::new(LOOKS, "too many reads of statistics and ports are under way"),
+            commands: Pool::new(COMMANDS, "too many reads of command lines are under way"),
             host: Pool::new(HOST, "too many calls of the host are under way"),
             syncs: Pool::new(SYNCS, "an earlier sync of all file systems is under way"),
         }
@@ -168,8 +173,15 @@ mod tests {
     #[test]
     fn full_pool_refuses_with_its_own_reason() {
         let jobs = Jobs::default();
-        let pools =
-            [&jobs.files, &jobs.archives, &jobs.starts, &jobs.looks, &jobs.host, &jobs.syncs];
+        let pools = [
+            &jobs.files,
+            &jobs.archives,
+            &jobs.starts,
+            &jobs.looks,
+            &jobs.commands,
+            &jobs.host,
+            &jobs.syncs,
+        ];
         let refusals: Vec<String> = pools
             .map(|pool| {
                 let _taken: Vec<_> = std::iter::from_fn(|| pool.place().ok()).collect();

@@ -50,6 +50,13 @@ pub(crate) fn cpu_percent() -> f64 {
     (busy * 100.0).round() / 100.0
 }
 
+/// Returns the number of processes that the kernel killed for want of memory since its boot.
+fn oom_kills() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
 /// Makes the answer of `GET /metrics`.
 pub(crate) fn snapshot() -> serde_json::Value {
     let memory = memory();
@@ -66,6 +73,7 @@ pub(crate) fn snapshot() -> serde_json::Value {
         "mem_used_mib": memory.used >> 20,
         "disk_used": disk_used,
         "disk_total": disk_total,
+        "oom_kills": oom_kills(),
     })
 }
 

@@ -15,19 +15,23 @@
 //! whole group. `SIGKILL` and a deadline end the whole control group, with processes in sessions of
 //! their own. Neither does so after the leader's end: its other processes run on.
 //!
-//! Output goes to the program's `hub`. Later callers get the end, and the last output of processes
-//! that outlive the leader.
+//! Output goes to the program's `hub`, and output of programs in the background to the `log` too.
+//! Later callers get the end, and the last output of processes that outlive the leader.
 
 pub(crate) mod child;
 mod endpoint;
 pub(crate) mod exit;
 pub(crate) mod hub;
+pub(crate) mod log;
 mod pty;
 pub(crate) mod registry;
+mod replay;
 pub(crate) mod run;
 mod shell;
+pub(crate) mod signals;
 mod start;
 mod starting;
+pub(crate) mod table;
 
 use crate::cgroup::Leaf;
 use crate::error::{Error, Result};
@@ -93,6 +97,10 @@ pub(crate) struct Process {
     pub pid: u32,
     pub spec: Spec,
     pub hub: Arc<Hub>,
+    /// Time of the start, in milliseconds since 1970.
+    pub started_ms: i64,
+    /// Way of the output to the log.
+    log: Arc<log::Writer>,
     stdin: AsyncMutex<Option<Endpoint>>,
     pty: Option<Pty>,
     /// The control group, until the leader has ended.
@@ -165,6 +173,7 @@ impl Process {
             if let Some((_, left)) = &mut rest {
                 *left = left.saturating_sub(data.len());
             }
+            self.log.add(source.output, &data);
             self.hub.publish(source.output, data).await;
         }
     }
@@ -210,6 +219,13 @@ impl Process {
     pub(crate) fn resize(&self, size: (u16, u16)) -> Result<()> {
         let pty = self.pty.as_ref().ok_or_else(|| self.refuse("has no terminal"))?;
         pty.resize(size).map_err(|e| Error::io("cannot resize the terminal", &e))
+    }
+
+    /// Returns the terminal's size (columns, rows). `None` for a program without a terminal.
+    pub(crate) fn terminal_size(&self) -> Option<(u16, u16)> {
+        let pty = self.pty.as_ref()?;
+        // The size at the start stands in for a size that the kernel does not tell.
+        pty.size().ok().or(self.spec.terminal)
     }
 
     /// Signals the leader's process group. `SIGKILL` also ends the whole control group, if there is

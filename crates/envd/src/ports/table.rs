@@ -31,6 +31,9 @@ pub(crate) struct Listener {
     /// Name of the program that holds the socket, as the kernel knows it: at most 15 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub program: Option<String>,
+    /// Process id of the program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
     #[serde(skip)]
     inode: u64,
 }
@@ -52,7 +55,7 @@ pub(crate) fn listeners(own: u16) -> Vec<Listener> {
     let inodes = found.iter().map(|listener| listener.inode).collect();
     let mut programs = programs(&inodes);
     for listener in &mut found {
-        listener.program = programs.remove(&listener.inode);
+        (listener.pid, listener.program) = programs.remove(&listener.inode).unzip();
     }
     found
 }
@@ -77,6 +80,7 @@ fn parse(line: &str) -> Option<Listener> {
         port: u16::from_str_radix(port, 16).ok()?,
         address: parse_address(address)?,
         program: None,
+        pid: None,
         inode: inode.parse().ok()?,
     })
 }
@@ -100,17 +104,16 @@ fn parse_address(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// Finds the names of the programs that hold the sockets.
-fn programs(sockets: &HashSet<u64>) -> HashMap<u64, String> {
+/// Finds the programs that hold the sockets. Returns the process id and the name of each.
+fn programs(sockets: &HashSet<u64>) -> HashMap<u64, (u32, String)> {
     let mut found = HashMap::new();
     let mut left = DESCRIPTORS;
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         if found.len() == sockets.len() || left == 0 {
             break;
         }
-        if !process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
-            continue;
-        }
+        let pid = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+        let Some(pid) = pid else { continue };
         let folder = process.path();
         // Processes end at any time, so unreadable entries are skipped.
         let descriptors = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
@@ -122,7 +125,7 @@ fn programs(sockets: &HashSet<u64>) -> HashMap<u64, String> {
         if !held.is_empty() {
             let name = name(&folder);
             for inode in held {
-                found.entry(inode).or_insert_with(|| name.clone());
+                found.entry(inode).or_insert_with(|| (pid, name.clone()));
             }
         }
     }
@@ -203,6 +206,7 @@ mod tests {
             let shown = shown.unwrap_or_else(|| panic!("{at} is not in {found:?}"));
             let comm = fs::read_to_string("/proc/self/comm").unwrap();
             assert_eq!(shown.program.as_deref(), Some(comm.trim()));
+            assert_eq!(shown.pid, Some(std::process::id()));
         }
         let own = bound[0].local_addr().unwrap().port();
         assert!(listeners(own).iter().all(|listener| listener.port != own));

@@ -5,10 +5,13 @@
 //! up, as by a full pipe. A subscriber that takes nothing for [`PATIENCE`], while another waits for
 //! output, loses its subscription. The end waits for no subscriber.
 //!
-//! Without a subscriber, output is dropped. After the end, the hub keeps the last output of
-//! processes that outlive the program, for later subscribers.
+//! Without a subscriber, output is dropped, except for the last output of a terminal. A subscriber
+//! may begin with this replay. The next event is then the first output after it. After the end, the
+//! hub keeps the last output of processes that outlive the program, for later subscribers.
 
 use super::exit::Exit;
+use super::log::Presence;
+use super::replay::Replay;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::lock::lock;
@@ -80,6 +83,8 @@ struct State {
     released: bool,
     exit: Option<Exit>,
     kept: Vec<(Output, VecDeque<u8>)>,
+    /// Last output of a terminal. `None` for a program with pipes.
+    replay: Option<Replay>,
 }
 
 /// Buffer of a subscriber.
@@ -117,11 +122,32 @@ impl Hub {
         }
     }
 
+    /// Makes the hub of a terminal, whose last output `replay` keeps.
+    pub(super) fn of_terminal(behind: Arc<AtomicUsize>, replay: Replay) -> Self {
+        let hub = Self::new(behind);
+        hub.lock().replay = Some(replay);
+        hub
+    }
+
     /// Begins a subscription. After the end, it delivers the kept output and then the end.
     ///
     /// # Errors
     /// Returns `resource_exhausted` when the program has as many subscribers as it may.
     pub(crate) fn subscribe(self: &Arc<Self>) -> Result<Subscription> {
+        self.begin(false).map(|(subscription, _)| subscription)
+    }
+
+    /// Begins a subscription that starts with the last output of the terminal. Returns the number
+    /// of these bytes too. There are none for a program without a terminal, and none while the
+    /// subscribers of all programs are far behind.
+    ///
+    /// # Errors
+    /// Returns `resource_exhausted` when the program has as many subscribers as it may.
+    pub(crate) fn subscribe_with_replay(self: &Arc<Self>) -> Result<(Subscription, usize)> {
+        self.begin(self.behind.load(Ordering::Relaxed) < BEHIND_TOTAL)
+    }
+
+    fn begin(self: &Arc<Self>, replay: bool) -> Result<(Subscription, usize)> {
         let mut state = self.lock();
         if state.queues.len() >= SUBSCRIBERS {
             let message = "too many connections read the program's output";
@@ -131,6 +157,12 @@ impl Hub {
         let id = state.subscribed;
         let ready = Arc::new(Notify::new());
         let mut queue = Queue::new(Arc::clone(&ready));
+        let replay = state.replay.as_ref().filter(|_| replay).map(Replay::bytes);
+        let replay = replay.unwrap_or_default();
+        let replayed = replay.len();
+        if replayed > 0 {
+            self.add(&mut queue, Event::Data(Output::Pty, replay));
+        }
         if let Some(exit) = state.exit.clone() {
             for (output, kept) in &state.kept {
                 let data: Bytes = kept.iter().copied().collect();
@@ -141,10 +173,16 @@ impl Hub {
         }
         state.queues.insert(id, queue);
         drop(state);
-        // The new subscriber is not behind. So a publisher that waited for all may now drop the
+        // The new subscriber may not be behind. A publisher that waited for all may then drop the
         // slow ones.
         self.room.notify_waiters();
-        Ok(Subscription { hub: Arc::clone(self), id, ready })
+        let subscription = Subscription { hub: Arc::clone(self), id, ready, presence: None };
+        Ok((subscription, replayed))
+    }
+
+    /// Returns the number of subscribers.
+    pub(crate) fn subscribers(&self) -> usize {
+        self.lock().queues.values().filter(|queue| !queue.closed).count()
     }
 
     /// Reports whether the end was announced.
@@ -236,6 +274,9 @@ impl Hub {
         {
             return full;
         }
+        if let (Event::Data(_, data), Some(replay)) = (event, &mut state.replay) {
+            replay.keep(data);
+        }
         for queue in state.queues.values_mut().filter(|queue| !queue.closed) {
             self.add(queue, event.clone());
         }
@@ -310,9 +351,17 @@ pub(crate) struct Subscription {
     hub: Arc<Hub>,
     id: u64,
     ready: Arc<Notify>,
+    /// Set for the subscription of the caller who started the program.
+    presence: Option<Presence>,
 }
 
 impl Subscription {
+    /// Makes this the subscription of the caller who started the program.
+    pub(super) fn of_starter(mut self, presence: Presence) -> Self {
+        self.presence = Some(presence);
+        self
+    }
+
     /// Waits for the next event. Returns `None` after the last.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use super::endpoint::Endpoint;
 use rustix::fs::{fstat, makedev};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -44,6 +44,12 @@ impl Pty {
 
     pub(super) fn resize(&self, size: (u16, u16)) -> io::Result<()> {
         resize(self.0.descriptor(), size)
+    }
+
+    /// Returns the present size (columns, rows), which programs may change too.
+    pub(super) fn size(&self) -> io::Result<(u16, u16)> {
+        let size = tcgetwinsize(self.0.descriptor())?;
+        Ok((size.ws_col, size.ws_row))
     }
 
     pub(super) async fn write_all(&self, data: &[u8]) -> io::Result<()> {

@@ -2,6 +2,8 @@
 
 use super::Process;
 use super::hub::Hub;
+use super::log::Log;
+use super::replay::Replay;
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use std::collections::{BTreeMap, VecDeque};
@@ -32,7 +34,10 @@ pub(crate) struct Registry {
     lingering: Arc<Mutex<VecDeque<Weak<Hub>>>>,
     /// Bytes that the subscribers of all programs have not taken.
     behind: Arc<AtomicUsize>,
+    /// Bytes that all terminals keep of their output.
+    replays: Arc<AtomicUsize>,
     drains: Arc<Semaphore>,
+    log: Arc<Log>,
 }
 
 impl Default for Registry {
@@ -41,7 +46,9 @@ impl Default for Registry {
             known: Arc::default(),
             lingering: Arc::default(),
             behind: Arc::default(),
+            replays: Arc::default(),
             drains: Arc::new(Semaphore::new(DRAINS)),
+            log: Arc::default(),
         }
     }
 }
@@ -53,9 +60,20 @@ impl Registry {
         Arc::clone(&self.drains).try_acquire_owned().ok()
     }
 
+    /// Returns the log of programs in the background.
+    pub(crate) fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
     /// Makes the hub of a program that starts.
     pub(super) fn hub(&self) -> Arc<Hub> {
         Arc::new(Hub::new(Arc::clone(&self.behind)))
+    }
+
+    /// Makes the hub of a program that starts on a terminal.
+    pub(super) fn hub_of_terminal(&self) -> Arc<Hub> {
+        let replay = Replay::new(Arc::clone(&self.replays));
+        Arc::new(Hub::of_terminal(Arc::clone(&self.behind), replay))
     }
 
     pub(super) fn insert(&self, process: &Arc<Process>) {

@@ -3,7 +3,9 @@
 use super::child::Child;
 use super::exit::Exit;
 use super::hub::{Hub, Subscription};
+use super::log::{Presence, Writer};
 use super::{Process, Source, Spec, start};
+use crate::clock;
 use crate::error::Result;
 use crate::guest::Guest;
 use futures::future::join_all;
@@ -25,17 +27,24 @@ pub(crate) async fn start(
 ) -> Result<(Arc<Process>, Subscription)> {
     let spec = Arc::new(spec);
     let started = start::start(guest, account, &spec, vars, deadline).await?;
+    let pid = started.child.pid();
+    let log = guest.processes.log().writer(pid, &spec);
     let process = Arc::new(Process {
-        pid: started.child.pid(),
+        pid,
         // The threads that start programs have dropped theirs.
         spec: Arc::unwrap_or_clone(spec).shorten(),
-        hub: guest.processes.hub(),
+        hub: match started.pty.is_some() {
+            true => guest.processes.hub_of_terminal(),
+            false => guest.processes.hub(),
+        },
+        started_ms: clock::unix_ms(),
+        log: Arc::clone(&log),
         stdin: AsyncMutex::new(started.stdin),
         pty: started.pty,
         leaf: Mutex::new(started.leaf),
         gone: watch::Sender::new(false),
     });
-    let events = process.hub.subscribe()?;
+    let events = process.hub.subscribe()?.of_starter(Presence(log));
     guest.processes.insert(&process);
     let (guest, followed) = (Arc::clone(guest), Arc::clone(&process));
     tokio::spawn(follow(guest, followed, started.child, started.sources, deadline));
@@ -54,7 +63,12 @@ async fn follow(
     let pumps = join_all(sources.iter().map(|source| process.pump(source)));
     let (status, open) = tokio::join!(process.wait(&child, deadline), pumps);
     drop(child);
-    process.hub.end(&Exit::from(status));
+    let exit = Exit::from(status);
+    // The log has the end only of a program in the background. Other processes of this program
+    // may outlive it, and nobody waits for their output.
+    process.log.exit(&exit);
+    process.log.leave();
+    process.hub.end(&exit);
     if let Some(leaf) = process.leaf().take() {
         guest.cgroups.end(leaf);
     }
@@ -64,9 +78,9 @@ async fn follow(
         && let Some(place) = guest.processes.drain()
     {
         guest.processes.linger(&process.hub);
-        let hub = Arc::clone(&process.hub);
+        let (hub, log) = (Arc::clone(&process.hub), Arc::clone(&process.log));
         tokio::spawn(async move {
-            drain(&hub, &open).await;
+            drain(&hub, &log, &open).await;
             drop(place);
         });
     }
@@ -77,16 +91,17 @@ async fn follow(
 
 /// Reads the pipes of an ended program until no process holds them. So no process that outlives the
 /// program waits or gets `SIGPIPE`.
-async fn drain(hub: &Hub, sources: &[Source]) {
-    join_all(sources.iter().map(|source| drain_one(hub, source))).await;
+async fn drain(hub: &Hub, log: &Writer, sources: &[Source]) {
+    join_all(sources.iter().map(|source| drain_one(hub, log, source))).await;
     hub.drained();
 }
 
-async fn drain_one(hub: &Hub, source: &Source) {
+async fn drain_one(hub: &Hub, log: &Writer, source: &Source) {
     while let Ok(data) = source.end.read(source.most).await {
         if data.is_empty() {
             return;
         }
+        log.add(source.output, &data);
         hub.keep(source.output, &data);
         // A process that never pauses must leave the thread to others between two pieces.
         tokio::task::yield_now().await;

@@ -37,13 +37,17 @@ impl wire::Process for Processes {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::ConnectRequest>,
     ) -> ServiceResult<ServiceStream<wire::ConnectResponse>> {
-        let process = self.find(request.to_owned_message().process)?;
-        let events = process.hub.subscribe()?;
+        let request = request.to_owned_message();
+        let process = self.find(request.process)?;
+        let (events, replayed) = match request.replay {
+            true => process.hub.subscribe_with_replay()?,
+            false => (process.hub.subscribe()?, 0),
+        };
         let wrap = |event: oneof::process_event::Event| wire::ConnectResponse {
             event: message(event).into(),
             ..Default::default()
         };
-        let first = wrap(started(process.pid));
+        let first = wrap(started(process.pid, replayed));
         let render = move |tick| {
             let (event, last) = render(tick);
             (wrap(event), last)
@@ -67,7 +71,7 @@ impl wire::Process for Processes {
             event: message(event).into(),
             ..Default::default()
         };
-        let first = wrap(started(process.pid));
+        let first = wrap(started(process.pid, 0));
         let render = move |tick| {
             let (event, last) = render(tick);
             (wrap(event), last)
@@ -214,8 +218,9 @@ fn message(event: oneof::process_event::Event) -> wire::ProcessEvent {
     wire::ProcessEvent { event: Some(event), ..Default::default() }
 }
 
-fn started(pid: u32) -> oneof::process_event::Event {
-    StartEvent { pid, ..Default::default() }.into()
+fn started(pid: u32, replayed: usize) -> oneof::process_event::Event {
+    let replayed = u64::try_from(replayed).unwrap_or(u64::MAX);
+    StartEvent { pid, replayed, ..Default::default() }.into()
 }
 
 /// Returns the wire's event. The flag is set for the last event.

@@ -183,3 +183,79 @@ async fn subscribers_of_a_program_are_bounded() {
     drop(all);
     hub.subscribe().unwrap();
 }
+
+/// Makes the hub of a terminal.
+fn terminal() -> Arc<Hub> {
+    Arc::new(Hub::of_terminal(Arc::default(), Replay::new(Arc::default())))
+}
+
+/// Takes terminal output up to `count` bytes.
+async fn read_bytes(subscription: &mut Subscription, count: usize) -> Vec<u8> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        let event = timeout(LIMIT, subscription.next()).await.unwrap();
+        let Some(Ok(Event::Data(Output::Pty, data))) = event else { panic!("{event:?}") };
+        all.extend_from_slice(&data);
+    }
+    all
+}
+
+#[tokio::test]
+async fn subscriber_with_replay_gets_earlier_and_later_output_once() {
+    let hub = terminal();
+    let mut first = hub.subscribe().unwrap();
+    hub.publish(Output::Pty, "one ".into()).await;
+    hub.publish(Output::Pty, "two ".into()).await;
+    let (mut late, replayed) = hub.subscribe_with_replay().unwrap();
+    let mut plain = hub.subscribe().unwrap();
+    assert_eq!((replayed, hub.subscribers()), (8, 3));
+    hub.publish(Output::Pty, "three".into()).await;
+    hub.end(&exit());
+    assert_eq!(read_bytes(&mut late, 13).await, b"one two three");
+    assert_eq!(read_bytes(&mut first, 13).await, b"one two three");
+    assert_eq!(read_bytes(&mut plain, 5).await, b"three");
+    for subscription in [&mut late, &mut first, &mut plain] {
+        read_end(subscription).await;
+    }
+    let (mut ended, replayed) = hub.subscribe_with_replay().unwrap();
+    assert_eq!((replayed, hub.subscribers()), (13, 0));
+    assert_eq!(read_bytes(&mut ended, 13).await, b"one two three");
+    read_end(&mut ended).await;
+}
+
+#[tokio::test]
+async fn replay_at_any_moment_joins_live_output_without_gap_or_repetition() {
+    let hub = terminal();
+    let publishing = {
+        let hub = Arc::clone(&hub);
+        tokio::spawn(async move {
+            for number in 0..2000_u32 {
+                hub.publish(Output::Pty, format!("{number}\n").into()).await;
+                if number % 7 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            hub.end(&exit());
+        })
+    };
+    let wanted: String = (0..2000).map(|number: u32| format!("{number}\n")).collect();
+    let mut late = Vec::new();
+    while !publishing.is_finished() && late.len() < SUBSCRIBERS {
+        late.push(hub.subscribe_with_replay().unwrap().0);
+        tokio::task::yield_now().await;
+    }
+    for subscription in &mut late {
+        assert_eq!(read_bytes(subscription, wanted.len()).await, wanted.as_bytes());
+    }
+    publishing.await.unwrap();
+}
+
+#[tokio::test]
+async fn program_with_pipes_has_no_replay() {
+    let hub = hub(LIMIT);
+    hub.publish(Output::Stdout, piece(0)).await;
+    let (mut late, replayed) = hub.subscribe_with_replay().unwrap();
+    hub.end(&exit());
+    assert_eq!(replayed, 0);
+    read_end(&mut late).await;
+}
