@@ -26,6 +26,7 @@
 //! Snapshots share layers by hard links, so removing a folder frees only data that no other
 //! snapshot needs. This module knows nothing of capsules, hosts or permissions.
 
+pub(crate) mod base;
 mod checked;
 mod damage;
 mod disk;
@@ -35,6 +36,7 @@ pub(crate) mod images;
 pub(crate) mod layer;
 mod manifest;
 pub(crate) mod memory;
+pub(crate) mod ranges;
 
 pub(crate) use crate::config::System;
 pub(crate) use damage::{damaged, is_damage};
@@ -217,11 +219,11 @@ impl Staging {
         let below = base.open(from)?;
         let own = base.shared + usize::from(base.all.len() > base.shared);
         let mut retained = own;
-        let mut added = self.add_layer(memory, &below[..own])?;
+        let mut added = self.add_layer(memory, below.split_at(own))?;
         if own > base.shared && added.bytes > base.all[base.shared].bytes / 2 {
             retained = base.shared;
             fs::remove_file(self.dir.join(added.file()))?;
-            added = self.add_layer(memory, &below[..retained])?;
+            added = self.add_layer(memory, below.split_at(retained))?;
         }
         let mut layers = Layers { all: base.all[..retained].to_vec(), shared: base.shared };
         layers.link(from, &self.dir)?;
@@ -231,14 +233,20 @@ impl Staging {
 
     fn write_whole(&self, memory: &Memory, base: &Layers, from: &Path) -> io::Result<Layers> {
         let whole = memory.whole(|| base.open(from))?;
-        Ok(Layers { all: vec![self.add_layer(&whole, &[])?], shared: 0 })
+        let none: &[Layer] = &[];
+        Ok(Layers { all: vec![self.add_layer(&whole, (none, none))?], shared: 0 })
     }
 
-    fn add_layer(&self, memory: &Memory, below: &[Layer]) -> io::Result<LayerRef> {
+    /// Writes a layer. The second of the two lists has the layers that it replaces.
+    fn add_layer(
+        &self,
+        memory: &Memory,
+        (below, over): (&[Layer], &[Layer]),
+    ) -> io::Result<LayerRef> {
         let id = uuid::Uuid::new_v4().simple().to_string();
         let mut added = LayerRef { id, hash: String::new(), bytes: 0 };
         let path = self.dir.join(added.file());
-        let (hash, bytes) = memory.write(below, File::create_new(path)?)?;
+        let (hash, bytes) = memory.write(below, over, File::create_new(path)?)?;
         added.hash = hash.to_hex().to_string();
         added.bytes = bytes;
         Ok(added)

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "namespaces, exec hooks, taps and libnftables have no safe form")]
 
 pub(crate) mod jail;
+pub(crate) mod userfault;
 
 use daemon::lock;
 use rustix::process::{Pid, PidfdFlags, Signal};

@@ -168,10 +168,6 @@ pub(crate) trait Driver: Send + Sync {
     fn maps_paths(&self) -> bool {
         false
     }
-    /// Reports whether machines may be made ahead of their capsules, which renames their folders.
-    fn makes_ahead(&self) -> bool {
-        self.boots_images()
-    }
     /// Returns the most bytes that restoring a memory of `bytes` writes to the host's disk. `above`
     /// is true when the memory has pages above its image.
     fn most_restored(&self, _bytes: u64, _above: bool) -> u64 {
@@ -215,6 +211,16 @@ pub(crate) trait Machine: Send + Sync {
     }
     /// Returns the end of the guest's console output, at most 64 KiB.
     fn console(&self) -> BoxFuture<'_, Vec<u8>>;
+    /// Returns the end of the guest's console output, and the count of all bytes until then. The
+    /// counts of two results show their overlap.
+    fn counted_console(&self) -> BoxFuture<'_, (Vec<u8>, u64)> {
+        async {
+            let all = self.console().await;
+            let count = all.len() as u64;
+            (all, count)
+        }
+        .boxed()
+    }
     /// Stops the guest, with all its writes in its disk's file. Fails when the guest has ended.
     fn freeze(&self) -> BoxFuture<'_, Result<(), Error>>;
     /// Makes a stopped guest run; a running guest is success.

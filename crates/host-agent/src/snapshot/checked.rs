@@ -48,6 +48,11 @@ impl Stamp {
         }
         checked.insert(self, hash);
     }
+
+    /// Forgets a file in which damage was found since. So its next check reads it again.
+    pub(super) fn forget(&self) {
+        lock(&CHECKED).remove(self);
+    }
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ const RETAINED: usize = 8;
 
 /// An image that is made, or being made.
 struct Entry {
-    /// The team, and the ids of the layers.
+    /// The team, the size of the memory, and the ids of the layers.
     key: Vec<String>,
     /// Bytes of the layers' data.
     bytes: u64,
@@ -129,7 +129,9 @@ impl Images {
     ) -> io::Result<Arc<Image>> {
         let shared = &named.all[..named.shared];
         let ids = shared.iter().map(|layer| layer.id.clone());
-        let key: Vec<String> = std::iter::once(team.to_owned()).chain(ids).collect();
+        // Memories without shared layers differ in their size alone.
+        let key: Vec<String> =
+            [team.to_owned(), bytes.to_string()].into_iter().chain(ids).collect();
         let held = shared.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.bytes));
         let cell = self.cell(key, held.min(bytes));
         let path = self.dir.as_ref().map(|dir| dir.join(uuid::Uuid::new_v4().to_string()));
@@ -165,7 +167,7 @@ mod tests {
         data.write_all_at(&[7; PAGE], 0).unwrap();
         let memory = Memory::of_changes(data, None, 1, Vec::from([Range { start: 0, end: 1 }]));
         let file = tempfile::NamedTempFile::new().unwrap();
-        let (hash, bytes) = memory.write(&[], file.reopen().unwrap()).unwrap();
+        let (hash, bytes) = memory.write(&[], &[], file.reopen().unwrap()).unwrap();
         let named = LayerRef { id: id.to_owned(), hash: hash.to_hex().to_string(), bytes };
         let opened = Layer::open(file.reopen().unwrap(), &hash).unwrap();
         (Layers { all: vec![named], shared: 1 }, vec![opened])
@@ -201,7 +203,17 @@ mod tests {
         for number in 0..RETAINED {
             get(&images, "one", &number.to_string()).await;
         }
-        let known: Vec<String> = images.lock().iter().map(|entry| entry.key[1].clone()).collect();
+        let known: Vec<String> = images.lock().iter().map(|entry| entry.key[2].clone()).collect();
         assert_eq!(known, ["0", "1", "2", "3", "4", "5", "6", "7"]);
+    }
+
+    #[tokio::test]
+    async fn memories_of_two_sizes_without_shared_layers_have_two_images() {
+        let images = Images::default();
+        for pages in [4, 8] {
+            let got = images.get("one", &Layers::default(), Vec::new(), pages * ONE).await;
+            assert_eq!(got.unwrap().file.metadata().unwrap().len(), pages * ONE);
+        }
+        assert_eq!(images.lock().len(), 2);
     }
 }

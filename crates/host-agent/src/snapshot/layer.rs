@@ -10,10 +10,15 @@
 //! ```
 //! Numbers are little-endian. A page whose hash is wrong is never returned.
 
+use super::checked::Stamp;
 use super::damage::{as_damage, damaged};
+use rustix::fs::{AtFlags, CWD};
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
@@ -102,6 +107,7 @@ impl Writer {
         self.file.write_all(&index)?;
         self.file.write_all(&footer)?;
         self.file.sync_all()?;
+        Stamp::of(&self.file)?.note(hash);
         Ok(hash)
     }
 }
@@ -114,6 +120,7 @@ pub(crate) struct Layer {
     sums: Vec<u8>,
     /// Number of pages of data.
     data: u64,
+    hash: blake3::Hash,
 }
 
 impl Layer {
@@ -139,7 +146,36 @@ impl Layer {
         let data = offset / PAGE as u64;
         let (runs, sums) =
             parse(&index, data).ok_or_else(|| damaged("a layer's index is invalid"))?;
-        Ok(Self { file, runs, sums, data })
+        Ok(Self { file, runs, sums, data, hash: *hash })
+    }
+
+    /// Returns the hash of the index.
+    pub(crate) fn hash(&self) -> &blake3::Hash {
+        &self.hash
+    }
+
+    /// Returns the pages that the layer holds, in rising order.
+    pub(crate) fn pages(&self) -> impl Iterator<Item = Range<u64>> {
+        self.runs.iter().map(|run| run.first..run.end())
+    }
+
+    /// Checks all pages. A layer that this process has written or checked is not read again.
+    ///
+    /// # Errors
+    /// Fails with damage when a page differs from the written one.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        let stamp = Stamp::of(&self.file)?;
+        if !stamp.has(&self.hash) {
+            self.each(|_, _| Ok(()))?;
+            stamp.note(self.hash);
+        }
+        Ok(())
+    }
+
+    /// Gives the layer's file another name on the same file system.
+    pub(crate) fn link(&self, to: &Path) -> io::Result<()> {
+        let file = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        Ok(rustix::fs::linkat(CWD, file, CWD, to, AtFlags::SYMLINK_FOLLOW)?)
     }
 
     /// Calls `put` for each part of the layer, in rising order. Its arguments are the first page's
@@ -197,6 +233,7 @@ impl Layer {
         read.map_err(as_damage)?;
         let sum = index(number) * 32;
         if blake3::hash(&chunk.bytes).as_bytes()[..] != self.sums[sum..sum + 32] {
+            Stamp::of(&self.file)?.forget();
             return Err(damaged("pages of a layer differ from the written ones"));
         }
         chunk.number = Some(number);
@@ -239,10 +276,20 @@ fn parse(bytes: &[u8], data: u64) -> Option<(Vec<Run>, Vec<u8>)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
+
+    /// Writes a layer of pages, each filled with one byte.
+    pub(crate) fn layer(path: &Path, pages: &[(u64, u8)]) -> Layer {
+        let mut writer = Writer::new(File::create_new(path).unwrap());
+        for (number, fill) in pages {
+            writer.add(*number, &[*fill; PAGE]).unwrap();
+        }
+        let hash = writer.finish().unwrap();
+        Layer::open(File::open(path).unwrap(), &hash).unwrap()
+    }
 
     fn written(pages: &BTreeMap<u64, u8>) -> (tempfile::NamedTempFile, blake3::Hash) {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -304,5 +351,36 @@ mod tests {
                 .and_then(|layer| layer.each(|_, _| Ok(())));
             prop_assert!(all.is_err());
         }
+    }
+
+    #[test]
+    fn layer_is_checked_again_after_damage_was_found_in_it() {
+        let (file, hash) = written(&BTreeMap::from([(3, 1), (4, 2)]));
+        let layer = Layer::open(file.reopen().unwrap(), &hash).unwrap();
+        let at = file.as_file().metadata().unwrap().modified().unwrap();
+        file.as_file().write_all_at(&[9], 5).unwrap();
+        // Damage by the disk itself leaves the time as it is.
+        file.as_file().set_modified(at).unwrap();
+        layer.check().unwrap();
+        assert!(layer.page(3, &mut Chunk::default()).is_err());
+        assert!(super::super::damage::is_damage(&layer.check().unwrap_err()));
+    }
+
+    #[test]
+    fn layer_is_checked_again_after_a_write_to_its_file() {
+        let (file, hash) = written(&BTreeMap::from([(3, 1), (4, 2)]));
+        let layer = Layer::open(file.reopen().unwrap(), &hash).unwrap();
+        assert!(Stamp::of(&layer.file).unwrap().has(&hash), "the writer knows it");
+        layer.check().unwrap();
+        file.as_file().write_all_at(&[9], 5).unwrap();
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
+        file.as_file().set_modified(later).unwrap();
+        for _ in 0..2 {
+            assert!(super::super::damage::is_damage(&layer.check().unwrap_err()));
+        }
+        file.as_file().write_all_at(&[1], 5).unwrap();
+        file.as_file().set_modified(later + std::time::Duration::from_secs(1)).unwrap();
+        layer.check().unwrap();
+        assert!(Stamp::of(&layer.file).unwrap().has(&hash));
     }
 }

@@ -5,8 +5,10 @@
 //! A page's contents are compared, never guessed from accesses. A cleared page is written as zeros.
 //! A page that was overwritten with equal contents is not written at all.
 
+use super::base::Base;
 use super::damage::damaged;
 use super::layer::{Chunk, Layer, PAGE, Writer, ZERO, index};
+use super::ranges;
 use rustix::fs::{MemfdFlags, Mode, SealFlags};
 use std::fs::{self, File};
 use std::io;
@@ -43,7 +45,7 @@ pub(crate) struct Memory {
     /// Start of the guest's memory in the file.
     offset: u64,
     pages: u64,
-    /// Pages that may differ from the image that the machine maps, in rising order.
+    /// Pages that may differ from the layers that the machine began with, in rising order.
     touched: Vec<Range<u64>>,
     rest: Rest,
     /// Token whose cancellation makes all reads of the memory fail.
@@ -54,8 +56,8 @@ pub(crate) struct Memory {
 enum Rest {
     /// The file with the touched pages.
     Same,
-    /// Another file, which holds the memory at the start.
-    Other(File),
+    /// The memory that the machine began with.
+    Base(Base),
     /// All untouched pages are zeros.
     Zeros,
     /// Only the layers below have the untouched pages.
@@ -77,11 +79,11 @@ impl Memory {
     /// pages come from `base`, or are zeros without it.
     pub(crate) fn of_changes(
         file: File,
-        base: Option<File>,
+        base: Option<Base>,
         pages: u64,
         touched: Vec<Range<u64>>,
     ) -> Self {
-        let rest = base.map_or(Rest::Zeros, Rest::Other);
+        let rest = base.map_or(Rest::Zeros, Rest::Base);
         Self { file, offset: 0, pages, touched, rest, cancel: CancellationToken::new() }
     }
 
@@ -105,14 +107,12 @@ impl Memory {
         let all = || Vec::from([Range { start: 0, end: self.pages }]);
         let (file, offset) = match &self.rest {
             Rest::Same => (self.file.try_clone()?, self.offset),
-            rest @ (Rest::Other(_) | Rest::Zeros | Rest::Gone) => {
+            rest @ (Rest::Base(_) | Rest::Zeros | Rest::Gone) => {
                 let file = memfd(self.pages)?;
                 let put = |first: u64, bytes: &[u8]| file.write_all_at(bytes, first * PAGE as u64);
                 match rest {
                     Rest::Gone => install(&below()?, &file, 0, self.pages * PAGE as u64)?,
-                    Rest::Other(base) => {
-                        Self::of_changes(base.try_clone()?, None, self.pages, all()).each(put)?;
-                    }
+                    Rest::Base(base) => base.each(self.pages, put)?,
                     Rest::Zeros | Rest::Same => {}
                 }
                 self.each(put)?;
@@ -124,21 +124,38 @@ impl Memory {
     }
 
     /// Writes a layer of the pages that differ from the layers below. A page that no layer holds
-    /// counts as zeros. Returns the layer's hash and bytes of data.
-    pub(crate) fn write(&self, below: &[Layer], to: File) -> io::Result<(blake3::Hash, u64)> {
-        let mut writer = Writer::new(to);
-        let mut chunks: Vec<Chunk> = below.iter().map(|_| Chunk::default()).collect();
-        let mut bytes = 0;
+    /// counts as zeros. The machine began with the layers `over` above those. Their pages count
+    /// where the machine has not touched them. Returns the layer's hash and bytes of data.
+    pub(crate) fn write(
+        &self,
+        below: &[Layer],
+        over: &[Layer],
+        to: File,
+    ) -> io::Result<(blake3::Hash, u64)> {
+        let mut difference = Difference::new(below, to);
+        let held = ranges::union(over.iter().flat_map(Layer::pages).collect());
+        let mut held = ranges::without(&held, &self.touched).into_iter().peekable();
+        let mut chunks: Vec<Chunk> = over.iter().map(|_| Chunk::default()).collect();
         self.each(|first, batch| {
-            for (number, page) in (first..).zip(batch.chunks_exact(PAGE)) {
-                if !holds(below, &mut chunks, number, page)? {
-                    bytes += if page == ZERO { 0 } else { PAGE as u64 };
-                    writer.add(number, page)?;
-                }
+            while let Some(range) = held.next_if(|range| range.start < first) {
+                difference.add_held(range, over, &mut chunks)?;
             }
-            Ok(())
+            let mut pages = (first..).zip(batch.chunks_exact(PAGE));
+            pages.try_for_each(|(number, page)| difference.add(number, page))
         })?;
-        Ok((writer.finish()?, bytes))
+        for range in held {
+            self.check_cancelled()?;
+            difference.add_held(range, over, &mut chunks)?;
+        }
+        Ok((difference.writer.finish()?, difference.bytes))
+    }
+
+    /// Fails once the token is cancelled.
+    fn check_cancelled(&self) -> io::Result<()> {
+        match self.cancel.is_cancelled() {
+            true => Err(io::Error::other("the copy of the memory was cancelled")),
+            false => Ok(()),
+        }
     }
 
     /// Calls `work` for each batch of touched pages.
@@ -147,14 +164,55 @@ impl Memory {
         for range in &self.touched {
             let mut first = range.start;
             while first < range.end {
-                if self.cancel.is_cancelled() {
-                    return Err(io::Error::other("the copy of the memory was cancelled"));
-                }
+                self.check_cancelled()?;
                 let count = (range.end - first).min(BATCH);
                 let bytes = &mut batch[..index(count) * PAGE];
                 self.file.read_exact_at(bytes, self.offset + first * PAGE as u64)?;
                 work(first, bytes)?;
                 first += count;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A layer in the making, of the pages that differ from the layers below.
+struct Difference<'a> {
+    below: &'a [Layer],
+    chunks: Vec<Chunk>,
+    writer: Writer,
+    /// Bytes of data in the layer.
+    bytes: u64,
+}
+
+impl<'a> Difference<'a> {
+    fn new(below: &'a [Layer], to: File) -> Self {
+        let chunks = below.iter().map(|_| Chunk::default()).collect();
+        Self { below, chunks, writer: Writer::new(to), bytes: 0 }
+    }
+
+    /// Adds a page, unless the layers below hold exactly this page.
+    fn add(&mut self, number: u64, page: &[u8]) -> io::Result<()> {
+        if holds(self.below, &mut self.chunks, number, page)? {
+            return Ok(());
+        }
+        self.bytes += if page == ZERO { 0 } else { PAGE as u64 };
+        self.writer.add(number, page)
+    }
+
+    /// Adds pages from the last of the layers `over` that holds each.
+    fn add_held(
+        &mut self,
+        pages: Range<u64>,
+        over: &[Layer],
+        chunks: &mut [Chunk],
+    ) -> io::Result<()> {
+        for number in pages {
+            for (layer, chunk) in over.iter().zip(&mut *chunks).rev() {
+                if let Some(page) = layer.page(number, chunk)? {
+                    self.add(number, page)?;
+                    break;
+                }
             }
         }
         Ok(())
@@ -296,7 +354,7 @@ mod tests {
             let mut layers = Vec::new();
             for state in &states {
                 let file = tempfile::NamedTempFile::new().unwrap();
-                let written = memory(state).write(&layers, file.reopen().unwrap()).unwrap();
+                let written = memory(state).write(&layers, &[], file.reopen().unwrap()).unwrap();
                 layers.push(Layer::open(file.reopen().unwrap(), &written.0).unwrap());
                 let made = image(&layers, PAGES * PAGE as u64).unwrap();
                 prop_assert_eq!(&read(&made), state);
@@ -308,16 +366,52 @@ mod tests {
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        /// A save may drop layers that the machine began with. Their pages come back unless the
+        /// machine has touched them.
+        #[test]
+        fn dropped_layers_are_a_part_of_the_next_layer(
+            states in prop::collection::vec(prop::collection::vec(0..3_u8, 64), 1..4),
+            changes in prop::collection::btree_map(0..PAGES, 0..4_u8, 0..40),
+            retained in any::<prop::sample::Index>(),
+        ) {
+            let open = |file: &tempfile::NamedTempFile, hash: &blake3::Hash| {
+                Layer::open(file.reopen().unwrap(), hash).unwrap()
+            };
+            let (mut layers, mut wanted) = (Vec::new(), vec![0; 64]);
+            for state in states {
+                let file = tempfile::NamedTempFile::new().unwrap();
+                let written = memory(&state).write(&layers, &[], file.reopen().unwrap()).unwrap();
+                layers.push(open(&file, &written.0));
+                wanted = state;
+            }
+            let changed = tempfile::tempfile().unwrap();
+            for (number, fill) in &changes {
+                changed.write_all_at(&[*fill; PAGE], number * PAGE as u64).unwrap();
+                wanted[index(*number)] = *fill;
+            }
+            let touched = ranges::union(changes.keys().map(|at| *at..at + 1).collect());
+            let memory = Memory::of_changes(changed, None, PAGES, touched);
+            let over = layers.split_off(retained.index(layers.len() + 1));
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let written = memory.write(&layers, &over, file.reopen().unwrap()).unwrap();
+            layers.push(open(&file, &written.0));
+            let made = image(&layers, PAGES * PAGE as u64).unwrap();
+            prop_assert_eq!(read(&made), wanted);
+        }
+    }
+
     #[test]
     fn unchanged_pages_are_not_written() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let first = memory(&[1; 64]).write(&[], file.reopen().unwrap()).unwrap();
+        let first = memory(&[1; 64]).write(&[], &[], file.reopen().unwrap()).unwrap();
         assert_eq!(first.1, PAGES * PAGE as u64);
         let layers = [Layer::open(file.reopen().unwrap(), &first.0).unwrap()];
         let mut pages = [1; 64];
         pages[7] = 2;
         pages[9] = 0;
-        let second = memory(&pages).write(&layers, tempfile::tempfile().unwrap()).unwrap();
+        let second = memory(&pages).write(&layers, &[], tempfile::tempfile().unwrap()).unwrap();
         assert_eq!(second.1, PAGE as u64);
     }
 
@@ -325,7 +419,7 @@ mod tests {
     fn whole_memory_includes_untouched_pages() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let (mut base, mut changed) = ([3; 64], [0; 64]);
-        let written = memory(&base).write(&[], file.reopen().unwrap()).unwrap();
+        let written = memory(&base).write(&[], &[], file.reopen().unwrap()).unwrap();
         let below = || Ok(vec![Layer::open(file.reopen()?, &written.0)?]);
         let whole = |memory: &Memory| read(&memory.whole(below).unwrap().file);
         changed[7] = 9;
@@ -334,7 +428,10 @@ mod tests {
             Memory::of_changes(memory(&changed).file, base, PAGES, touched)
         };
         assert_eq!(whole(&changes(None)), changed);
-        let above = changes(Some(memory(&base).file));
+        let dir = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = base.iter().flat_map(|fill| [*fill; PAGE]).collect();
+        fs::write(dir.path().join(crate::snapshot::base::IMAGE), bytes).unwrap();
+        let above = changes(Base::open(dir.path()).unwrap());
         base[7] = 9;
         assert_eq!(whole(&above), base);
         // A copy has only the touched pages.
@@ -345,7 +442,7 @@ mod tests {
     fn touched_pages_of_a_process_are_found() {
         // This process maps an image, as QEMU does.
         let file = tempfile::NamedTempFile::new().unwrap();
-        let made = memory(&[5; 64]).write(&[], file.reopen().unwrap()).unwrap();
+        let made = memory(&[5; 64]).write(&[], &[], file.reopen().unwrap()).unwrap();
         let layer = Layer::open(file.reopen().unwrap(), &made.0).unwrap();
         let image = image(&[layer], PAGES * PAGE as u64).unwrap();
         let address = crate::sys::map_private(&image, index(PAGES) * PAGE).unwrap();

@@ -11,6 +11,9 @@ mod files;
 mod jail;
 mod machine;
 mod output;
+mod paging;
+#[cfg(test)]
+mod rounds;
 #[cfg(test)]
 mod tests;
 mod version;
@@ -19,6 +22,8 @@ use super::{Driver, Error, Found, Machine, Saved, Spec, on_path};
 use crate::config::Config;
 use crate::network::plan::{GUEST_MAC, METADATA, TAP};
 use crate::placeholder;
+use crate::snapshot::base::Base;
+use crate::snapshot::is_damage;
 use crate::snapshot::layer::Layer;
 use crate::snapshot::memory::{self, Image};
 use crate::{storage, sys};
@@ -32,7 +37,7 @@ use futures::future::BoxFuture;
 use jail::{Jail, Programs, Start};
 use machine::{FirecrackerMachine, Outputs};
 use serde_json::{Value, json};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -61,6 +66,8 @@ pub(crate) struct Firecracker {
     dns: Vec<IpAddr>,
     api: Arc<Api>,
     tasks: Tasks,
+    /// Outcome of the first machine that was filled while it ran.
+    filled: paging::Outcome,
 }
 
 impl Firecracker {
@@ -111,13 +118,20 @@ impl Firecracker {
             dns: config.dns.clone(),
             api: Arc::new(Api::new(tasks.clone())),
             tasks: tasks.clone(),
+            filled: paging::Outcome::default(),
         })
     }
 
-    /// Starts the process, which is not configured yet.
-    async fn start(&self, spec: Spec, saved: Option<&Saved>) -> io::Result<FirecrackerMachine> {
+    /// Starts the process, which is not configured yet. A saved machine is told with true if its
+    /// memory is filled while it runs.
+    async fn start(
+        &self,
+        spec: Spec,
+        saved: Option<(&Saved, bool)>,
+    ) -> io::Result<FirecrackerMachine> {
         let jail = Jail::of(&self.programs, &spec.dir, &spec.name, spec.uid);
         let source = self.source(saved)?;
+        let has_network = spec.tap.is_some();
         let (programs, at, tasks) = (self.programs.clone(), jail.clone(), self.tasks.clone());
         let work = move || {
             at.make()?;
@@ -137,19 +151,26 @@ impl Firecracker {
         };
         let (record, outputs) = blocking(work).await?;
         let (api, outputs) = (Arc::clone(&self.api), Some(Arc::new(outputs)));
-        Ok(FirecrackerMachine { api, record, jail, outputs })
+        Ok(FirecrackerMachine { api, record, jail, outputs, has_network })
     }
 
     /// Returns the files from which a machine begins: those of a saved machine, if one is given.
-    fn source(&self, saved: Option<&Saved>) -> io::Result<Source> {
+    fn source(&self, saved: Option<(&Saved, bool)>) -> io::Result<Source> {
         Ok(match saved {
             None => Source::Boot { kernel: self.kernel.clone(), initramfs: self.initramfs.clone() },
-            Some(saved) => Source::Saved {
+            Some((saved, paged)) => Source::Saved {
                 image: Arc::clone(&saved.image),
                 above: Arc::clone(&saved.above),
                 state: saved.state.try_clone()?,
+                paged,
             },
         })
+    }
+
+    /// Reports whether a machine with layers above its image is filled while it runs. Any other
+    /// machine maps one file.
+    fn fills(&self) -> bool {
+        !self.filled.is_failure() && paging::is_possible(self.programs.jailer.is_some())
     }
 
     /// Waits until Firecracker takes requests.
@@ -184,26 +205,55 @@ impl Firecracker {
     async fn load(&self, spec: Spec, saved: Saved) -> io::Result<FirecrackerMachine> {
         // A machine without a network has no metadata service.
         let metadata = spec.tap.is_some().then(|| spec.metadata.json());
-        let machine = self.start(spec, Some(&saved)).await?;
-        let tracks =
-            if self.version >= TRACKS { "track_dirty_pages" } else { "enable_diff_snapshots" };
-        let root = &machine.jail.root;
+        let bytes = u64::from(spec.resources.memory_mib) << 20;
+        // The answer may change until the load, so it is taken once.
+        let paged = !saved.above.is_empty() && self.fills();
+        let machine = self.start(spec, Some((&saved, paged))).await?;
         let loaded = async {
             self.wait_for_api(&machine).await?;
-            let body = json!({
-                "snapshot_path": STATE,
-                "mem_backend": { "backend_type": "File", "backend_path": MEMORY },
-                tracks: true,
-                "resume_vm": false,
-            });
-            self.api.put(root, "/snapshot/load", body).await?;
+            self.load_state(&machine, paged.then_some(saved.above), bytes).await?;
             if let Some(metadata) = metadata {
-                self.api.put(root, "/mmds", metadata).await?;
+                self.api.put(&machine.jail.root, "/mmds", metadata).await?;
             }
             machine.jail.remove(STATE)
         };
         let loaded = loaded.await;
         or_kill(machine, loaded).await
+    }
+
+    /// Loads memory and state of a saved machine. `above` has the layers of a machine that is
+    /// filled while it runs. They are checked meanwhile.
+    async fn load_state(
+        &self,
+        machine: &FirecrackerMachine,
+        above: Option<Arc<Vec<Layer>>>,
+        bytes: u64,
+    ) -> io::Result<()> {
+        let (kind, path) =
+            if above.is_some() { ("Uffd", paging::SOCKET) } else { ("File", MEMORY) };
+        let tracks =
+            if self.version >= TRACKS { "track_dirty_pages" } else { "enable_diff_snapshots" };
+        let body = json!({
+            "snapshot_path": STATE,
+            "mem_backend": { "backend_type": kind, "backend_path": path },
+            tracks: true,
+            "resume_vm": false,
+        });
+        let root = &machine.jail.root;
+        let loading = Box::pin(self.api.put(root, "/snapshot/load", body));
+        let Some(above) = above else { return loading.await };
+        let listener = paging::listen(&machine.jail)?;
+        let of = (&machine.jail, &machine.record, bytes);
+        let served = paging::serve(listener, of, (&self.tasks, &self.filled), loading);
+        let checked = blocking(move || above.iter().try_for_each(Layer::check));
+        // Both end, since damage explains a failed load.
+        let (checked, served) = tokio::join!(checked, served);
+        checked?;
+        if served.is_err() {
+            self.filled.note(&served);
+        }
+        served?;
+        machine.jail.remove(paging::SOCKET)
     }
 
     /// Returns the command line of the guest's kernel; see `docs/operations.md` for each word.
@@ -214,8 +264,17 @@ impl Firecracker {
 
 /// Files from which a machine begins.
 enum Source {
-    Boot { kernel: PathBuf, initramfs: PathBuf },
-    Saved { image: Arc<Image>, above: Arc<Vec<Layer>>, state: File },
+    Boot {
+        kernel: PathBuf,
+        initramfs: PathBuf,
+    },
+    /// `paged` is true for a machine whose memory is filled while it runs.
+    Saved {
+        image: Arc<Image>,
+        above: Arc<Vec<Layer>>,
+        state: File,
+        paged: bool,
+    },
 }
 
 impl Source {
@@ -226,10 +285,12 @@ impl Source {
                 jail.link(&kernel, KERNEL)?;
                 jail.link(&initramfs, INITRAMFS)
             }
-            Self::Saved { image, above, mut state } => {
+            Self::Saved { image, above, mut state, paged } => {
                 let changes = Changes(jail.own.clone());
-                make_base(&changes, &image, &above, bytes)?;
-                jail.link(&changes.base(), MEMORY)?;
+                make_base(&changes, &image, &above, (paged, bytes))?;
+                if !paged {
+                    jail.link(&changes.base(), MEMORY)?;
+                }
                 io::copy(&mut state, &mut File::create_new(jail.root.join(STATE))?).map(|_| ())
             }
         }
@@ -255,23 +316,30 @@ fn give_devices(jail: &Jail, spec: &Spec) -> io::Result<()> {
 }
 
 /// Returns the most bytes that restoring a memory of `bytes` writes. The image is one file of that
-/// size. Pages above the image add the two files of [`make_base`], which may share no blocks with
-/// it.
-fn most_restored(bytes: u64, above: bool) -> u64 {
-    bytes.saturating_mul(if above { 3 } else { 1 })
+/// size. A `copied` memory is another one, which may share no blocks with it.
+fn most_restored(bytes: u64, copied: bool) -> u64 {
+    bytes.saturating_mul(if copied { 2 } else { 1 })
 }
 
-/// Makes the file that a machine maps. Without layers above the image, this is the image itself,
-/// which other machines map too. Otherwise it is the machine's own file with image and layers.
-fn make_base(changes: &Changes, image: &Image, above: &[Layer], bytes: u64) -> io::Result<()> {
+/// Links the memory that a machine begins with into its own folder. A machine with layers above its
+/// image that is not `paged` gets one file with both, which it maps.
+fn make_base(
+    changes: &Changes,
+    image: &Image,
+    above: &[Layer],
+    (paged, bytes): (bool, u64),
+) -> io::Result<()> {
     let missing = || io::Error::other("the memory image has no path");
     let path = image.path.as_ref().ok_or_else(missing)?;
     if above.is_empty() {
-        return fs::hard_link(path, changes.base());
+        return Base::link(path, above, &changes.0);
+    }
+    if paged {
+        Base::link(path, above, &changes.0)?;
+        return changes.rest();
     }
     let own = storage::copy_sparse(&image.file, &changes.base())?;
-    memory::install(above, &own, 0, bytes)?;
-    changes.begin(above, bytes)
+    memory::install(above, &own, 0, bytes)
 }
 
 /// Returns a machine whose requests succeeded. Any other machine is ended, with its last words in
@@ -281,7 +349,9 @@ async fn or_kill(
     done: io::Result<()>,
 ) -> io::Result<FirecrackerMachine> {
     let Err(mut error) = done else { return Ok(machine) };
-    if let Some(end) = machine.end() {
+    if let Some(end) = machine.end()
+        && !is_damage(&error)
+    {
         error = io::Error::new(error.kind(), format!("{end} ({error})"));
     }
     tracing::warn!(log_tail = machine.log_tail(), "Firecracker failed to start or load a machine");
@@ -373,13 +443,8 @@ impl Driver for Firecracker {
         true
     }
 
-    /// Returns false: a jail in a renamed folder has not been tried on a real Firecracker yet.
-    fn makes_ahead(&self) -> bool {
-        false
-    }
-
     fn most_restored(&self, bytes: u64, above: bool) -> u64 {
-        most_restored(bytes, above)
+        most_restored(bytes, above && !self.fills())
     }
 
     fn programs(&self) -> Vec<PathBuf> {
@@ -427,8 +492,11 @@ impl Driver for Firecracker {
             // The machine exists, but cannot be asked for anything.
             Jail::of(&self.programs, found.dir, found.name, found.uid)
         });
+        paging::go_on(&jail, found.record, &self.tasks);
         let (api, record) = (Arc::clone(&self.api), found.record.clone());
-        Some(Box::new(FirecrackerMachine::found(api, record, jail, &self.tasks)))
+        let mut machine = FirecrackerMachine::found(api, record, jail, &self.tasks);
+        machine.has_network = found.namespace.is_some();
+        Some(Box::new(machine))
     }
 }
 

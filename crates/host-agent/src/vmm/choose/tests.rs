@@ -86,6 +86,7 @@ fn config(dir: &Path) -> Config {
         registries: crate::images::settings::Registries::default(),
         store: None,
         connections: 1,
+        log_limits: crate::config::LogLimits::default(),
     }
 }
 

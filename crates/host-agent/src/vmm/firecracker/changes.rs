@@ -4,25 +4,30 @@
 //! mark stays, and the next snapshot is a full one. So no change is lost.
 //!
 //! ```text
-//! memory   memory at the machine's start, as it maps it; none for a machine that was booted
-//! changed  pages that may differ from the shared image, each at its place in memory; sparse
+//! changed  pages that may differ from the memory that the machine began with (`snapshot/base.rs`),
+//!          each at its place; sparse
 //! asked    the mark
 //! ```
+//! A machine with layers above its image has a mark at rest, too. An agent of an earlier version
+//! does not know of such layers. It takes each mark for a request, and asks for all pages.
 
 use super::files;
+use crate::snapshot::base::{self, Base};
 use crate::snapshot::layer::PAGE;
-use crate::snapshot::memory::{self, Memory};
-use rustix::fs::{FileType, OFlags, SeekFrom, seek};
+use crate::snapshot::memory::Memory;
+use crate::snapshot::ranges::{self, extents};
+use rustix::fs::{FileType, OFlags};
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-const BASE: &str = "memory";
 const CHANGED: &str = "changed";
 const NEWEST: &str = "newest";
 const ASKED: &str = "asked";
+/// Contents of a mark at rest. A mark without contents is a request.
+const REST: &[u8] = b"rest";
 
 /// Kind of a snapshot, as Firecracker names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -38,28 +43,29 @@ pub(super) enum Kind {
 pub(super) struct Changes(pub PathBuf);
 
 impl Changes {
-    /// Returns the path of the file that the machine maps.
+    /// Returns the path of the file that a machine with one file of memory maps.
     pub(super) fn base(&self) -> PathBuf {
-        self.0.join(BASE)
-    }
-
-    /// Records the layers above the image as the first changes.
-    pub(super) fn begin(
-        &self,
-        above: &[crate::snapshot::layer::Layer],
-        bytes: u64,
-    ) -> io::Result<()> {
-        let file = File::create_new(self.0.join(CHANGED))?;
-        file.set_len(bytes)?;
-        memory::install(above, &file, 0, bytes)
+        self.0.join(base::IMAGE)
     }
 
     /// Marks a snapshot as requested, and returns the kind to request.
     pub(super) fn ask(&self) -> io::Result<Kind> {
-        match File::create_new(self.0.join(ASKED)) {
-            Ok(_) => Ok(Kind::Diff),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(Kind::Full),
-            Err(e) => Err(e),
+        let mark = self.0.join(ASKED);
+        match fs::read(&mark) {
+            Ok(text) if text == REST => File::options().write(true).open(mark)?.set_len(0)?,
+            Ok(_) => return Ok(Kind::Full),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => drop(File::create_new(mark)?),
+            Err(e) => return Err(e),
+        }
+        Ok(Kind::Diff)
+    }
+
+    /// Marks that no snapshot is requested.
+    pub(super) fn rest(&self) -> io::Result<()> {
+        let mark = self.0.join(ASKED);
+        match base::has_layers(&self.0) {
+            true => fs::write(mark, REST),
+            false => fs::remove_file(mark),
         }
     }
 
@@ -86,22 +92,14 @@ impl Changes {
             }
             fs::remove_file(&newest)?;
         }
-        fs::remove_file(self.0.join(ASKED))
+        self.rest()
     }
 
     /// Returns the whole memory of the machine.
     pub(super) fn memory(&self, bytes: u64) -> io::Result<Memory> {
-        let changed = File::open(self.0.join(CHANGED))?;
-        let base = match File::open(self.base()) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            base => Some(base?),
-        };
-        let pages = bytes / PAGE as u64;
-        let page = |at: u64| at / PAGE as u64;
-        let touched = extents(&changed)?.into_iter();
-        let touched = touched.map(|range| page(range.start)..page(range.end + PAGE as u64 - 1));
-        let touched = touched.filter(|range| range.end <= pages);
-        Ok(Memory::of_changes(changed, base, pages, touched.collect()))
+        let (changed, pages) = (File::open(self.0.join(CHANGED))?, bytes / PAGE as u64);
+        let touched = ranges::data(&changed, pages)?;
+        Ok(Memory::of_changes(changed, Base::open(&self.0)?, pages, touched))
     }
 }
 
@@ -121,20 +119,6 @@ pub(super) fn check(dir: &Path) -> io::Result<()> {
     }
     let why = "the file system stores sparse files in blocks over 4 KiB; use ext4, XFS or btrfs";
     Err(io::Error::other(why))
-}
-
-/// Returns the ranges in which a sparse file holds data.
-fn extents(file: &File) -> io::Result<Vec<Range<u64>>> {
-    let (mut found, mut at) = (Vec::new(), 0);
-    loop {
-        let start = match seek(file, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(rustix::io::Errno::NXIO) => return Ok(found),
-            Err(error) => return Err(error.into()),
-        };
-        at = seek(file, SeekFrom::Hole(start))?;
-        found.push(start..at);
-    }
 }
 
 #[cfg(test)]
@@ -173,7 +157,7 @@ mod tests {
     fn seen(changes: &Changes) -> Vec<(u64, u8)> {
         let file = tempfile::NamedTempFile::new().unwrap();
         let memory = changes.memory(PAGES * PAGE as u64).unwrap();
-        let (hash, _) = memory.write(&[], file.reopen().unwrap()).unwrap();
+        let (hash, _) = memory.write(&[], &[], file.reopen().unwrap()).unwrap();
         let layer = Layer::open(file.reopen().unwrap(), &hash).unwrap();
         let mut found = Vec::new();
         layer

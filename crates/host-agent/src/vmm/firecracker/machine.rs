@@ -38,6 +38,8 @@ pub(super) struct FirecrackerMachine {
     pub record: VmmRecord,
     pub jail: Jail,
     pub outputs: Option<Arc<Outputs>>,
+    /// True with a network, and so with a metadata service.
+    pub has_network: bool,
 }
 
 /// Outputs of a machine, which are read until this is dropped.
@@ -75,14 +77,15 @@ fn log(jail: &Jail) -> (PathBuf, PathBuf) {
 }
 
 impl FirecrackerMachine {
-    /// Returns a machine that already runs. If its pipes cannot be opened, its output is not read.
+    /// Returns a machine without a network that already runs. If its pipes cannot be opened, its
+    /// output is not read.
     pub(super) fn found(api: Arc<Api>, record: VmmRecord, jail: Jail, tasks: &Tasks) -> Self {
         let outputs = Outputs::open(&jail, tasks);
         let warn = |error: &io::Error| {
             tracing::warn!(%error, name = jail.name, "cannot read the output of a machine");
         };
         let outputs = outputs.inspect_err(warn).ok().map(Arc::new);
-        Self { api, record, jail, outputs }
+        Self { api, record, jail, outputs, has_network: false }
     }
 
     /// Returns the end of Firecracker's log.
@@ -171,6 +174,11 @@ impl Machine for FirecrackerMachine {
         std::future::ready(read.unwrap_or_default()).boxed()
     }
 
+    fn counted_console(&self) -> BoxFuture<'_, (Vec<u8>, u64)> {
+        let read = self.outputs.as_ref().map(|outputs| outputs.console.read_counted());
+        std::future::ready(read.unwrap_or_default()).boxed()
+    }
+
     fn freeze(&self) -> BoxFuture<'_, Result<(), Error>> {
         async { self.set("Paused").await.map_err(|e| Error::new("cannot stop the guest", e)) }
             .boxed()
@@ -216,10 +224,13 @@ impl Machine for FirecrackerMachine {
             // Connections are kept by the root's path.
             self.api.forget(&self.jail.root);
             let jail = self.jail.moved(dir);
-            let put = self.api.put(&jail.root, "/mmds", metadata.json()).await;
-            put.map_err(|e| Error::new("cannot replace the guest's metadata", e))?;
+            if self.has_network {
+                let put = self.api.put(&jail.root, "/mmds", metadata.json()).await;
+                put.map_err(|e| Error::new("cannot replace the guest's metadata", e))?;
+            }
             let (api, outputs) = (Arc::clone(&self.api), self.outputs.clone());
-            let moved = Self { api, record: self.record.clone(), jail, outputs };
+            let (record, has_network) = (self.record.clone(), self.has_network);
+            let moved = Self { api, record, jail, outputs, has_network };
             Ok(Arc::new(moved) as Arc<dyn Machine>)
         }
         .boxed()

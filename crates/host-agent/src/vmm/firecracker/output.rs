@@ -41,6 +41,8 @@ struct Shared {
 struct Tail {
     pipe: File,
     bytes: Vec<u8>,
+    /// Count of all bytes of the output.
+    count: u64,
     /// True while the file lacks some of the output.
     unwritten: bool,
 }
@@ -55,7 +57,8 @@ impl Output {
             File::options().read(true).write(true).create(true).truncate(false).open(file)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let tail = Mutex::new(Tail { pipe, bytes, unwritten: false });
+        let count = bytes.len() as u64;
+        let tail = Mutex::new(Tail { pipe, bytes, count, unwritten: false });
         let shared = Arc::new(Shared { tail, added: Notify::new(), file: Mutex::new(file) });
         let (end, of) = (Signal::default(), Arc::clone(&shared));
         let ended = end.wait();
@@ -77,10 +80,15 @@ impl Output {
 
     /// Returns the end of the output until now.
     pub(super) fn read(&self) -> Vec<u8> {
+        self.read_counted().0
+    }
+
+    /// Returns the end of the output until now, and the count of its bytes.
+    pub(super) fn read_counted(&self) -> (Vec<u8>, u64) {
         let mut tail = self.shared.lock();
         tail.take();
         self.shared.added.notify_one();
-        tail.bytes.clone()
+        (tail.bytes.clone(), tail.count)
     }
 }
 
@@ -129,6 +137,7 @@ impl Tail {
             return;
         }
         self.bytes.extend_from_slice(new);
+        self.count += new.len() as u64;
         let over = self.bytes.len().saturating_sub(TAIL_MAX);
         self.bytes.drain(..over);
         self.unwritten = true;

@@ -5,6 +5,7 @@
 use super::*;
 use crate::config::FirecrackerChoice;
 use crate::vmm::{Metadata, VmmRecord};
+use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use types::resources::Resources;
@@ -81,6 +82,7 @@ fn setup() -> Option<Setup> {
         registries: crate::images::settings::Registries::default(),
         store: None,
         connections: 1,
+        log_limits: crate::config::LogLimits::default(),
     };
     let driver = Firecracker::find(&config, &Tasks::default()).unwrap();
     Some(Setup { dir, driver })
@@ -121,7 +123,7 @@ impl Setup {
         let memory = machine.save(File::create_new(&state).unwrap(), BYTES).await.unwrap();
         let pages = self.dir.path().join(format!("pages-{number}"));
         let file = File::create_new(&pages).unwrap();
-        let (hash, _) = memory.unwrap().write(&[], file).unwrap();
+        let (hash, _) = memory.unwrap().write(&[], &[], file).unwrap();
         (state, Layer::open(File::open(pages).unwrap(), &hash).unwrap())
     }
 }
@@ -198,7 +200,7 @@ async fn jailed_vm_boots_freezes_snapshots_and_restores() {
         let changed = back.save(tempfile::tempfile().unwrap(), BYTES).await.unwrap().unwrap();
         let whole = changed.whole(|| unreachable!("nothing is asked for below it")).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
-        let (hash, _) = whole.write(&[], file.reopen().unwrap()).unwrap();
+        let (hash, _) = whole.write(&[], &[], file.reopen().unwrap()).unwrap();
         let layer = Layer::open(file.reopen().unwrap(), &hash).unwrap();
         assert_eq!(held(&layer)[&256][..3], WAITS[..], "{name}");
         back.kill().await.unwrap();
@@ -206,32 +208,88 @@ async fn jailed_vm_boots_freezes_snapshots_and_restores() {
     }
 }
 
+#[tokio::test]
+async fn machine_in_a_renamed_folder_answers_and_is_saved() {
+    let Some(setup) = setup() else { return };
+    let machine = setup.driver.boot(setup.spec("ready")).await.unwrap();
+    machine.freeze().await.unwrap();
+    let (began, dir) = (setup.folder("ready"), setup.dir.path().join("claimed"));
+    fs::rename(&began, &dir).unwrap();
+    let metadata = Metadata { capsule: "claimed".to_owned(), template: "base".to_owned() };
+    let moved = machine.moved(&dir, &metadata).await.unwrap();
+    drop(machine);
+    assert!(moved.is_stopped().await.unwrap());
+    moved.thaw().await.unwrap();
+    moved.freeze().await.unwrap();
+    let (_, layer) = setup.capture(&*moved, 1).await;
+    assert!(layer.pages().next().is_some());
+    // The next agent finds the machine by its first name.
+    let record = moved.record();
+    let found = Found {
+        record: &record,
+        name: "ready",
+        dir: &dir,
+        uid: 2_100_000,
+        namespace: None,
+        metadata,
+    };
+    let found = setup.driver.adopt(found).unwrap();
+    assert!(found.is_stopped().await.unwrap());
+    let processes = sys::processes_of("ready", &began, &dir.join(crate::vmm::OWN));
+    assert_eq!(processes, [record.pid]);
+    found.kill().await.unwrap();
+}
+
+#[test]
+fn jail_is_found_after_its_capsules_folder_is_renamed() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = rustix::process::geteuid().as_raw();
+    let programs = Programs { firecracker: "/bin/firecracker".into(), jailer: None };
+    let [ready, claimed] = ["ready", "claimed"].map(|name| dir.path().join(name));
+    let jail = Jail::of(&programs, &ready, "ready", own);
+    jail.make().unwrap();
+    fs::write(jail.root.join("file"), "kept").unwrap();
+    fs::rename(&ready, &claimed).unwrap();
+    let found = Jail::found(&claimed, "ready", own).unwrap();
+    for jail in [jail.moved(&claimed), found] {
+        assert_eq!(fs::read(jail.root.join("file")).unwrap(), b"kept");
+        assert_eq!(jail.own, claimed.join(crate::vmm::OWN));
+        assert_eq!(jail.name, "ready");
+    }
+}
+
 #[test]
 fn restore_writes_at_most_its_claim() {
     let dir = tempfile::tempdir().unwrap();
     let pages = BYTES / crate::snapshot::layer::PAGE as u64;
-    let layer = |fill: u8| {
+    let layer = |name: &str, fill: u8| {
         let data = tempfile::tempfile().unwrap();
         data.write_all_at(&vec![fill; usize::try_from(BYTES).unwrap()], 0).unwrap();
         let touched = Vec::from([std::ops::Range { start: 0, end: pages }]);
         let memory = memory::Memory::of_changes(data, None, pages, touched);
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let (hash, _) = memory.write(&[], file.reopen().unwrap()).unwrap();
-        Layer::open(file.reopen().unwrap(), &hash).unwrap()
+        let path = dir.path().join(name);
+        let (hash, _) = memory.write(&[], &[], File::create_new(&path).unwrap()).unwrap();
+        Layer::open(File::open(path).unwrap(), &hash).unwrap()
     };
     let blocks = |name: &str| dir.path().join(name).metadata().unwrap().blocks() * 512;
-    let image = memory::image_at(&dir.path().join("image"), &[layer(1)], BYTES).unwrap();
-    let alone = Changes(dir.path().join("alone"));
-    fs::create_dir(&alone.0).unwrap();
-    make_base(&alone, &image, &[], BYTES).unwrap();
+    let inode = |name: &str| dir.path().join(name).metadata().unwrap().ino();
+    let image = memory::image_at(&dir.path().join("image"), &[layer("one", 1)], BYTES).unwrap();
     assert!(blocks("image") <= most_restored(BYTES, false) + SLACK);
-    assert_eq!(blocks("alone/memory"), blocks("image"), "it is the image's own file");
-    let above = Changes(dir.path().join("above"));
-    fs::create_dir(&above.0).unwrap();
-    make_base(&above, &image, &[layer(2)], BYTES).unwrap();
-    let written = ["image", "above/memory", "above/changed"].map(blocks).iter().sum::<u64>();
+    let above = [layer("two", 2)];
+    // A machine that maps the image, and another that is filled, write nothing.
+    for (name, above) in [("alone", &[][..]), ("paged", &above[..])] {
+        let changes = Changes(dir.path().join(name));
+        fs::create_dir(&changes.0).unwrap();
+        make_base(&changes, &image, above, (!above.is_empty(), BYTES)).unwrap();
+        assert_eq!(inode(&format!("{name}/memory")), inode("image"));
+    }
+    assert_eq!(inode("paged/above-0.pages"), inode("two"));
+    let copied = Changes(dir.path().join("copied"));
+    fs::create_dir(&copied.0).unwrap();
+    make_base(&copied, &image, &above, (false, BYTES)).unwrap();
+    let written = ["image", "copied/memory"].map(blocks).iter().sum::<u64>();
     assert!(written <= most_restored(BYTES, true) + SLACK, "{written}");
-    assert!(written > 2 * BYTES, "{written}");
+    assert!(written > BYTES, "{written}");
 }
 
 #[tokio::test]

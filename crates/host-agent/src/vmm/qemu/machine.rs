@@ -43,11 +43,15 @@ pub(super) struct QemuMachine {
     /// Connection that loaded the machine, for the next command. QEMU serves one connection at a
     /// time, so no further one is made meanwhile.
     loaded: Mutex<Option<Qmp>>,
+    /// Count of all bytes of the console; `None` before the first read. Whoever reads the console
+    /// holds the lock.
+    console: tokio::sync::Mutex<Option<u64>>,
 }
 
 impl QemuMachine {
     pub(super) fn new(record: VmmRecord, dir: PathBuf, service: Option<Service>) -> Self {
-        Self { record, dir, service, full: AtomicBool::new(false), loaded: Mutex::default() }
+        let (full, loaded) = (AtomicBool::new(false), Mutex::default());
+        Self { record, dir, service, full, loaded, console: tokio::sync::Mutex::default() }
     }
 
     /// Returns a connection for commands.
@@ -64,18 +68,24 @@ impl QemuMachine {
     }
 
     /// Appends new output from QEMU's ring buffer to the console file, and keeps the end of it.
-    async fn drain_console(&self) -> io::Result<()> {
+    /// Returns the count of the new bytes.
+    async fn drain_console(&self) -> io::Result<usize> {
         let mut qmp = self.commands().await?;
         let arguments = json!({ "device": "console", "size": CONSOLE, "format": "base64" });
         let read = qmp.command("ringbuf-read", arguments).await?;
         use base64::Engine;
         let new = base64::engine::general_purpose::STANDARD.decode(read.as_str().unwrap_or(""));
+        let new = new.map_err(io::Error::other)?;
+        if new.is_empty() {
+            return Ok(0);
+        }
         let mut all = self.kept_console();
-        all.extend(new.map_err(io::Error::other)?);
+        all.extend(&new);
         let from = all.len().saturating_sub(CONSOLE);
         let file = self.dir.join(CONSOLE_LOG);
         let file = File::options().write(true).create(true).truncate(false).open(file)?;
-        overwrite(&file, &all[from..])
+        overwrite(&file, &all[from..])?;
+        Ok(new.len())
     }
 
     /// Returns the address of the guest's memory in the process.
@@ -167,10 +177,19 @@ impl Machine for QemuMachine {
     }
 
     fn console(&self) -> BoxFuture<'_, Vec<u8>> {
+        async { self.counted_console().await.0 }.boxed()
+    }
+
+    fn counted_console(&self) -> BoxFuture<'_, (Vec<u8>, u64)> {
         async {
+            let mut count = self.console.lock().await;
+            let before = count.unwrap_or_else(|| self.kept_console().len() as u64);
             // A machine that has ended has its last words only in the file.
-            let _ = self.drain_console().await;
-            self.kept_console()
+            let new = self.drain_console().await.unwrap_or(0);
+            let all = self.kept_console();
+            let now = (before + new as u64).max(all.len() as u64);
+            *count = Some(now);
+            (all, now)
         }
         .boxed()
     }
@@ -244,6 +263,8 @@ impl Machine for QemuMachine {
                 service: self.service.clone(),
                 full: AtomicBool::new(self.waits_for_room()),
                 loaded: Mutex::new(lock(&self.loaded).take()),
+                // The file is counted anew.
+                console: tokio::sync::Mutex::default(),
             })
         });
         let moved = moved.map_err(|e| Error::new("cannot replace the guest's metadata", e));
