@@ -1,6 +1,10 @@
 //! Limits of each VMM by control groups of version 1 or 2, whichever the machine has. A machine
 //! without a controller still runs capsules; the missing controller is logged at the start.
 
+mod usage;
+
+pub(crate) use usage::GroupUsage;
+
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,6 +30,8 @@ pub(crate) struct Cgroups {
 enum Controller {
     Unified,
     Cpu,
+    /// Processor time in version 1. Some machines have it in the same groups as `Cpu`.
+    Cpuacct,
     Memory,
     Pids,
 }
@@ -39,7 +45,12 @@ impl Cgroups {
             let _ = fs::write(format!("{ROOT}/cgroup.subtree_control"), "+cpu +memory +pids");
             &[(Controller::Unified, "")]
         } else {
-            &[(Controller::Cpu, "cpu"), (Controller::Memory, "memory"), (Controller::Pids, "pids")]
+            &[
+                (Controller::Cpu, "cpu"),
+                (Controller::Cpuacct, "cpuacct"),
+                (Controller::Memory, "memory"),
+                (Controller::Pids, "pids"),
+            ]
         };
         let mut parents = Vec::new();
         for (controller, dir) in wanted {
@@ -82,6 +93,8 @@ impl Cgroups {
                     set("cpu.cfs_period_us", PERIOD_US.to_string())?;
                     set("cpu.cfs_quota_us", quota.to_string())?;
                 }
+                // This controller only counts.
+                Controller::Cpuacct => {}
                 Controller::Memory => set("memory.limit_in_bytes", memory.to_string())?,
                 Controller::Pids => set("pids.max", threads_max(size).to_string())?,
             }

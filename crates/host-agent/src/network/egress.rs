@@ -74,6 +74,12 @@ impl Guard {
         self.apply(text).await
     }
 
+    /// Returns the count of connections and requests that were refused by name, since this process
+    /// guards the namespace.
+    pub(crate) fn refused(&self) -> u64 {
+        self.rules.refused()
+    }
+
     /// Applies the rules in the namespace again. An agent that died may have written rules down
     /// without applying them.
     pub(crate) async fn reapply(&self) -> io::Result<()> {

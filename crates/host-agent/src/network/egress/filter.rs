@@ -156,6 +156,7 @@ impl Way {
         let asked = hello.as_ref().map_or(Asked::Unreadable, |hello| hello.asked.clone());
         if !self.admits(&self.rules.now().egress, &asked, *to.ip()).await {
             count_refused();
+            self.rules.note_refused();
             if asked.name().is_some() {
                 guest.write_all(&DENIED).await?;
             }
@@ -219,6 +220,7 @@ impl Way {
                 && !self.admits(&egress, &asked, to).await
             {
                 count_refused();
+                self.rules.note_refused();
                 return Err(io::Error::other(
                     "the capsule's network rules no longer allow the connection",
                 ));
@@ -260,7 +262,11 @@ impl Gate for Open<'_> {
 
     async fn admits(&self, asked: &Asked) -> bool {
         let egress = self.way.rules.now().egress;
-        self.way.admits(&egress, asked, *self.to.ip()).await
+        let admits = self.way.admits(&egress, asked, *self.to.ip()).await;
+        if !admits {
+            self.way.rules.note_refused();
+        }
+        admits
     }
 
     async fn dial(&self) -> io::Result<NamespaceStream> {

@@ -1,6 +1,7 @@
 //! The rules of one capsule that are in force, and their replacement.
 
 use daemon::{read_lock, write_lock};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -9,6 +10,8 @@ use types::Egress;
 /// Rules that are in force now.
 pub(super) struct Rules {
     now: RwLock<Known>,
+    /// Connections and requests that were refused by name.
+    refused: AtomicU64,
 }
 
 /// Rules with their tokens, as they were at one time.
@@ -31,11 +34,21 @@ impl From<Egress> for Known {
 
 impl From<Egress> for Rules {
     fn from(egress: Egress) -> Self {
-        Self { now: RwLock::new(egress.into()) }
+        Self { now: RwLock::new(egress.into()), refused: AtomicU64::new(0) }
     }
 }
 
 impl Rules {
+    /// Counts a connection or a request that was refused by name.
+    pub(super) fn note_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns the count of connections and requests that were refused by name.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     /// Returns the rules that are in force.
     pub(super) fn now(&self) -> Known {
         read_lock(&self.now).clone()
