@@ -25,7 +25,7 @@
 //!  upkeep  remake  ready/refill
 //!  create  pause  resume  snapshots  destroy    operations, each under a capsule's lock
 //!  builder  expire  fetch  settings
-//!  capture  thaw  sizes  liveness               steps that operations share
+//!  capture  thaw  sizes  liveness  logs         steps that operations share
 //!  ready/claim
 //!  host                                         parts that operations share
 //!  boot  settle  teardown                       a capsule's parts: made and removed
@@ -42,6 +42,7 @@
 //! - `lifetime` decides when a capsule's time is over; `due` acts on it.
 //! - `disk_pressure` stops guests that would fill the disk.
 //! - `liveness` notices that a machine has ended.
+//! - `logs` carries output of a running guest to the capsule's log.
 //! - `ready` has the machines that are made ahead of their creates.
 
 mod adopt;
@@ -60,6 +61,7 @@ pub(crate) mod files;
 mod host;
 pub(crate) mod lifetime;
 mod liveness;
+mod logs;
 pub(crate) mod manager;
 mod pause;
 mod ready;
@@ -102,6 +104,26 @@ pub(crate) enum State {
     Stopping,
     /// The machine has ended, for the reason given. The rest of the capsule is still to be removed.
     Dead(String),
+}
+
+impl State {
+    /// Names of all states, as labels of metrics.
+    pub(crate) const NAMES: [&str; 8] =
+        ["starting", "running", "pausing", "paused", "resuming", "expired", "stopping", "dead"];
+
+    /// Returns the state's name, without the reason of a death.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Pausing => "pausing",
+            Self::Paused => "paused",
+            Self::Resuming => "resuming",
+            Self::Expired => "expired",
+            Self::Stopping => "stopping",
+            Self::Dead(_) => "dead",
+        }
+    }
 }
 
 impl fmt::Display for State {

@@ -3,6 +3,7 @@
 use crate::images::settings::Registries;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Settings of a host agent.
 #[derive(Debug, Clone)]
@@ -33,6 +34,35 @@ pub struct Config {
     pub registries: Registries,
     /// Limit of requests and connections under way to one capsule at once.
     pub connections: u32,
+    /// Limits of the capsules' logs.
+    pub log_limits: LogLimits,
+}
+
+/// Limits of the capsules' logs on one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Days for which lines are kept after their time; 0 means that there are no logs.
+    pub days: u32,
+    /// Most MiB of one capsule's log on the disk.
+    pub capsule_mib: u32,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self { days: 7, capsule_mib: 64 }
+    }
+}
+
+impl LogLimits {
+    /// Returns the most bytes of one capsule's log.
+    pub(crate) fn capsule_bytes(self) -> u64 {
+        u64::from(self.capsule_mib) << 20
+    }
+
+    /// Returns the time for which lines are kept.
+    pub(crate) fn kept(self) -> Duration {
+        Duration::from_secs(u64::from(self.days) * 24 * 3600)
+    }
 }
 
 /// A store that the platform's hosts share.
@@ -141,6 +171,12 @@ impl Config {
     #[must_use]
     pub fn golden(&self) -> PathBuf {
         self.dir.join("golden")
+    }
+
+    /// Returns the folder of the logs, by team and capsule.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.dir.join("logs")
     }
 
     /// Returns the folder of the builds' folders.

@@ -4,6 +4,7 @@ use crate::builders::Builders;
 use crate::cgroup::Cgroups;
 use crate::config::Config;
 use crate::images::ImageStore;
+use crate::log::Logs;
 use crate::network::Networks;
 use crate::room::Room;
 use crate::snapshot::images::Images;
@@ -33,6 +34,7 @@ pub(crate) struct AgentContext {
     /// Container images that templates are made of.
     pub container_images: ImageStore,
     pub room: Room,
+    pub logs: Logs,
     /// Bytes on disk that only this snapshot holds, for each snapshot, as of the last count.
     pub snapshot_sizes: Mutex<HashMap<SnapshotId, u64>>,
     /// Parts that builds hand to their capsules.
@@ -91,10 +93,12 @@ impl AgentContext {
             store: None,
             registries: crate::images::settings::Registries::default(),
             connections: 1,
+            log_limits: crate::config::LogLimits::default(),
         };
         let program = crate::images::Program::default();
         Self {
             room: Room::new(&config.dir, false),
+            logs: Logs::new(config.logs(), config.log_limits),
             container_images: ImageStore::new(dir, config.registries.clone(), program),
             snapshot_sizes: Mutex::default(),
             builders: Builders::default(),

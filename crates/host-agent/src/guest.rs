@@ -3,6 +3,7 @@
 //! the requests under way, and gives envd its identity.
 
 mod dial;
+pub(crate) mod log;
 pub(crate) mod program;
 mod route;
 #[cfg(test)]
@@ -10,7 +11,9 @@ pub(crate) mod stub;
 
 pub(crate) use route::Route;
 
+use crate::log::LogMode;
 use crate::network::egress::Guard;
+use crate::network::namespace::Namespace;
 use crate::sys;
 use base64::Engine;
 use bytes::Bytes;
@@ -50,6 +53,8 @@ const POLL: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_millis(30);
 /// Most bytes of envd's answer to a request for helpers.
 const HELPERS_MAX: usize = 4096;
+/// Largest answer of envd with its metrics, in bytes.
+const METRICS_MAX: usize = 16 * 1024;
 /// Idle connections in the pool, for each port of a guest.
 const RESTING: usize = 64;
 
@@ -121,6 +126,8 @@ pub(crate) struct Identity {
     /// The guest's facts about itself, as the metadata service tells them. Without them, envd asks
     /// the service if there is one.
     pub metadata: Option<serde_json::Value>,
+    /// Output of programs that envd keeps for the capsule's log.
+    pub logs: LogMode,
     /// True for a new machine, false for the continuation of a saved one.
     pub fresh: bool,
 }
@@ -316,6 +323,7 @@ impl Guest {
             "templatePath": identity.path,
             "hostname": identity.hostname,
             "metadata": identity.metadata,
+            "logs": identity.logs.as_str(),
             "epoch": epoch,
         });
         let token = identity.old_token.as_deref().unwrap_or(&identity.token);
@@ -391,6 +399,30 @@ impl Guest {
         let asked = self.post("/snapshot/prepare", token, how.to_string());
         let told = tokio::time::timeout(limit, asked).await;
         told.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Asks envd for the guest's metrics, within `limit`. The request does not count as activity. It
+    /// takes no permit of a client, and a pause cuts it off.
+    ///
+    /// # Errors
+    /// Fails when envd refuses, does not answer in time, or answers too much.
+    pub(crate) async fn metrics(&self, token: &str, limit: Duration) -> io::Result<Bytes> {
+        let asked = async {
+            let answer = self.ask("GET", "/metrics", token, Bytes::new()).await;
+            let answer = answer.map_err(|failed| io::Error::other(failed.error))?;
+            if !answer.status().is_success() {
+                return Err(io::Error::other("envd refused to return its metrics"));
+            }
+            let body = Limited::new(answer.into_body(), METRICS_MAX).collect().await;
+            Ok(body.map_err(io::Error::other)?.to_bytes())
+        };
+        let told = tokio::time::timeout(limit, asked).await;
+        told.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Returns the namespace that the guest is in; `None` for a driver without machines.
+    pub(crate) fn namespace(&self) -> Option<&Namespace> {
+        self.pool.dialer().namespace()
     }
 
     /// Asks the guest for the folder with small stand-ins of the programs that ready commands use.

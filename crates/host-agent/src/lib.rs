@@ -14,6 +14,7 @@ mod context;
 pub mod fuzzing;
 mod guest;
 pub mod images;
+mod log;
 pub mod membership;
 mod network;
 mod placeholder;
@@ -22,12 +23,13 @@ mod room;
 mod rpc;
 mod snapshot;
 mod standing;
+mod stats;
 mod storage;
 mod sys;
 mod version;
 mod vmm;
 
-pub use config::{Config, DriverChoice, FirecrackerChoice, StoreConfig};
+pub use config::{Config, DriverChoice, FirecrackerChoice, LogLimits, StoreConfig};
 pub use images::settings::Registries;
 pub use room::{is_full, make_room};
 pub use vmm::choose::Examined;
@@ -38,8 +40,10 @@ use capsule::manager::Manager;
 use capsule::store::Stored;
 use cgroup::Cgroups;
 use context::AgentContext;
+use daemon::trace::{TRACEPARENT, Trace, TraceParent};
 use daemon::{Metrics, Tasks};
 use images::{ImageStore, Program};
+use log::Logs;
 use membership::About;
 use network::Networks;
 use network::plan::Plan;
@@ -48,6 +52,7 @@ use room::Room;
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 use snapshot::images::Images;
+use stats::Stats;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -58,6 +63,8 @@ use tower::ServiceExt;
 use types::hex;
 use vmm::choose::{self, choose};
 
+/// Path prefix of the platform's calls.
+const RPC: &str = "/wrenn.host.v1.Host/";
 /// Period at which container images that nobody uses are removed.
 const UNUSED: Duration = Duration::from_secs(3600);
 /// Period at which the host's firewall rules are applied again.
@@ -109,6 +116,15 @@ impl hop::Handler for Agent {
         request: http::Request<hop::Body>,
         _peer: SocketAddr,
     ) -> http::Response<hop::Body> {
+        match trace_of(&request) {
+            None => self.answer(request).await,
+            Some(trace) => Box::pin(trace.scope(self.answer(request))).await,
+        }
+    }
+}
+
+impl Agent {
+    async fn answer(&self, request: http::Request<hop::Body>) -> http::Response<hop::Body> {
         if request.uri().path().starts_with(proxy::PREFIX) {
             return proxy::forward(&self.manager, &self.tasks, request).await;
         }
@@ -118,6 +134,19 @@ impl hop::Handler for Agent {
         let Ok(answer) = self.rpc.clone().oneshot(request.map(axum::body::Body::new)).await;
         answer.map(hop::Body::boxed)
     }
+}
+
+/// Returns the trace of a request that belongs to one. The span has the name of the call.
+fn trace_of(request: &http::Request<hop::Body>) -> Option<Trace> {
+    let given = request.headers().get(TRACEPARENT)?.to_str().ok()?;
+    let given = TraceParent::parse(given)?;
+    let path = request.uri().path();
+    let name = match path.strip_prefix(RPC) {
+        Some(call) => call,
+        None if path.starts_with(proxy::PREFIX) => "proxy",
+        None => "request",
+    };
+    Some(Trace::begin(name, Some(given)))
 }
 
 /// Starts the agent and returns the server of its requests.
@@ -164,6 +193,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
         images: Images::new(memory).context("cannot create the folder of memory images")?,
         container_images,
         room: Room::new(&config.dir, config.driver.boots_images()),
+        logs: Logs::new(config.logs(), config.log_limits),
         snapshot_sizes: Mutex::default(),
         builders: Builders::default(),
         standing: Arc::default(),
@@ -177,10 +207,12 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Agent> {
         .context("cannot find the capsules of an earlier agent")?;
     let builds = build::host::open(&context, &manager)
         .context("cannot find the builds of an earlier agent")?;
+    let stats = Stats::start(&manager, &context).context("cannot open the folder of stats")?;
     let service = Arc::new(rpc::Service {
         manager: manager.clone(),
         context: Arc::clone(&context),
         builds: builds.clone(),
+        stats,
     });
     let service = service.register(connectrpc::Router::new()).into_axum_service();
     let rpc = axum::Router::new()
@@ -268,6 +300,7 @@ pub async fn clean(config: Config) -> anyhow::Result<()> {
     let context = AgentContext {
         container_images: ImageStore::new(&config.dir, Registries::default(), Program::default()),
         room: Room::new(&config.dir, false),
+        logs: Logs::new(config.logs(), config.log_limits),
         snapshot_sizes: Mutex::default(),
         builders: Builders::default(),
         config,

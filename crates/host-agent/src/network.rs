@@ -13,6 +13,7 @@ pub(crate) mod netns;
 pub(crate) mod plan;
 mod ready;
 mod slots;
+pub(crate) mod traffic;
 
 pub(crate) use error::Error;
 

@@ -63,11 +63,18 @@ fn target(uri: &Uri) -> Option<(CapsuleId, u16, PathAndQuery)> {
 /// Paths at which envd reports the guest's state.
 const LOOKS: [&str; 3] = ["/health", "/metrics", protocol::PORTS];
 
-/// Returns the purpose of a request. Only reads of [`LOOKS`] at envd's port are looks. Pure.
-fn purpose(port: u16, method: &Method, path: &PathAndQuery) -> Purpose {
+/// Returns the purpose of a request. At envd's port, reads of [`LOOKS`] are looks, and so are the
+/// requests that the control plane marked. All others are uses. Pure.
+fn purpose(port: u16, method: &Method, path: &PathAndQuery, is_marked: bool) -> Purpose {
     let reads = *method == Method::GET || *method == Method::HEAD;
-    let envds = port == protocol::ENVD_PORT && reads;
-    if envds && LOOKS.contains(&path.path()) { Purpose::Look } else { Purpose::Use }
+    let looks = is_marked || (reads && LOOKS.contains(&path.path()));
+    if port == protocol::ENVD_PORT && looks { Purpose::Look } else { Purpose::Use }
+}
+
+/// Reports whether a request is for the part of envd that only this agent uses. A read of the log
+/// drops what was read before. Pure.
+fn is_own(port: u16, path: &PathAndQuery) -> bool {
+    port == protocol::ENVD_PORT && path.path() == protocol::log::PATH
 }
 
 /// Path prefix of raw TCP connections to guests.
@@ -120,11 +127,16 @@ pub(crate) async fn forward(
     if *request.method() == Method::CONNECT {
         return refuse(StatusCode::METHOD_NOT_ALLOWED, None);
     }
-    let (guest, permits) =
-        match manager.acquire_proxy_conn(id, port, purpose(port, request.method(), &path)) {
-            Ok(acquired) => acquired,
-            Err(refusal) => return refuse(StatusCode::SERVICE_UNAVAILABLE, Some(refusal)),
-        };
+    if is_own(port, &path) {
+        return refuse(StatusCode::NOT_FOUND, None);
+    }
+    // No guest sees the mark.
+    let is_marked = request.headers_mut().remove(protocol::PASSIVE).is_some();
+    let purpose = purpose(port, request.method(), &path, is_marked);
+    let (guest, permits) = match manager.acquire_proxy_conn(id, port, purpose) {
+        Ok(acquired) => acquired,
+        Err(refusal) => return refuse(StatusCode::SERVICE_UNAVAILABLE, Some(refusal)),
+    };
     set_path(request.uri_mut(), path);
     let mut outgoing = Outgoing::of(request);
     let mut permits = Some(permits);
@@ -215,7 +227,27 @@ mod tests {
             (80, Method::GET, "/health", Purpose::Use),
         ] {
             let asked = PathAndQuery::from_static(path);
-            assert_eq!(purpose(port, &method, &asked), wanted, "{port} {method} {path}");
+            assert_eq!(purpose(port, &method, &asked, false), wanted, "{port} {method} {path}");
+        }
+    }
+
+    #[test]
+    fn log_of_envd_is_for_the_agent_alone() {
+        let path = PathAndQuery::from_static("/log?most=1&number=99");
+        assert!(is_own(protocol::ENVD_PORT, &path));
+        assert!(!is_own(80, &path));
+        assert!(!is_own(protocol::ENVD_PORT, &PathAndQuery::from_static("/logs")));
+    }
+
+    #[test]
+    fn marked_request_is_a_look_at_the_port_of_envd_alone() {
+        let path = PathAndQuery::from_static("/process.Process/List");
+        for (port, wanted) in [
+            (protocol::ENVD_PORT, Purpose::Look),
+            (protocol::INTERPRETER_PORT, Purpose::Use),
+            (80, Purpose::Use),
+        ] {
+            assert_eq!(purpose(port, &Method::POST, &path, true), wanted, "{port}");
         }
     }
 

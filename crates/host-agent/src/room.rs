@@ -23,6 +23,8 @@ const LEAST: u64 = 256 << 20;
 const MOST: u64 = 1 << 30;
 /// Size of the ballast, in bytes.
 const BALLAST: u64 = 64 << 20;
+/// Free bytes beside the reserve and the claims below which logs stop.
+const SPARE: u64 = 64 << 20;
 /// Free bytes below which a disk is full.
 pub(crate) const FULL: u64 = 16 << 20;
 const BALLAST_FILE: &str = "ballast";
@@ -123,6 +125,13 @@ impl Room {
         }
         state.claimed = wanted;
         Ok(Claim { state: Arc::clone(&self.state), bytes })
+    }
+
+    /// Reports whether the disk has room that nothing but logs would take. Logs stop before any
+    /// claim is refused.
+    pub(crate) fn has_spare(&self) -> bool {
+        let (total, free) = storage::capacity(&self.dir);
+        free >= reserve(total).saturating_add(self.lock().claimed).saturating_add(SPARE)
     }
 
     /// Reports whether the disk is full.

@@ -3,6 +3,8 @@
 
 mod builds;
 pub(crate) mod files;
+mod log;
+mod stats;
 mod wire;
 
 use crate::build::engine::{BeginRequest, Builds};
@@ -14,6 +16,8 @@ use crate::capsule::resume::ResumeRequest;
 use crate::capsule::stored_snapshot::StoredSnapshot;
 use crate::capsule::{Error, chain, io_error};
 use crate::context::AgentContext;
+use crate::log::Query;
+use crate::stats::Stats;
 use connectrpc::{ConnectError, RequestContext, Response, ServiceRequest, ServiceResult};
 use protocol::host;
 use std::fmt::Display;
@@ -28,6 +32,7 @@ pub(crate) struct Service {
     pub manager: Manager,
     pub context: Arc<AgentContext>,
     pub builds: Builds,
+    pub stats: Stats,
 }
 
 #[allow(refining_impl_trait, reason = "concrete types read better than the trait's opaque ones")]
@@ -110,6 +115,17 @@ impl host::Host for Service {
         let egress = wire::egress(request.egress.into_option())?;
         self.manager.set_egress(id, egress).await.map_err(|e| self.refused(id, &e))?;
         Response::ok(host::SetEgressResponse::default())
+    }
+
+    async fn set_logs(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, host::SetLogsRequest>,
+    ) -> ServiceResult<host::SetLogsResponse> {
+        let id = capsule_id(request.capsule_id)?;
+        let mode = wire::log_mode(request.logs)?;
+        self.manager.set_logs(id, mode).await.map_err(|e| self.refused(id, &e))?;
+        Response::ok(host::SetLogsResponse::default())
     }
 
     async fn create_snapshot(
@@ -220,6 +236,48 @@ impl host::Host for Service {
         let id = capsule_id(request.capsule_id)?;
         let console = self.manager.console(id).await.map_err(|e| self.refused(id, &e))?;
         Response::ok(host::ReadLogsResponse { console, ..Default::default() })
+    }
+
+    async fn read_stats(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, host::ReadStatsRequest>,
+    ) -> ServiceResult<host::ReadStatsResponse> {
+        Response::ok(stats::read(&self.stats, request.to_owned_message()).await?)
+    }
+
+    async fn collect_stats(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, host::CollectStatsRequest>,
+    ) -> ServiceResult<host::CollectStatsResponse> {
+        Response::ok(stats::collect(&self.stats, request.acknowledged).await?)
+    }
+
+    async fn read_log(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, host::ReadLogRequest>,
+    ) -> ServiceResult<host::ReadLogResponse> {
+        let request = request.to_owned_message();
+        let id = capsule_id(&request.capsule_id)?;
+        let query = Query::try_from(&request)?;
+        let wait = Duration::from_millis(request.wait_ms.into());
+        let read = self.manager.read_log(&request.team_id, id, query, wait);
+        let page = Box::pin(read).await.map_err(|e| self.refused(id, &e))?;
+        Response::ok(host::ReadLogResponse::from(page))
+    }
+
+    async fn erase_log(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, host::EraseLogRequest>,
+    ) -> ServiceResult<host::EraseLogResponse> {
+        let (id, team) = (request.capsule_id, request.team_id);
+        let one = (!id.is_empty()).then(|| capsule_id(id)).transpose()?;
+        let erased = self.manager.erase_log(team, one).await;
+        erased.map_err(|e| refused(id, &e, Vec::new()))?;
+        Response::ok(host::EraseLogResponse::default())
     }
 
     async fn describe(

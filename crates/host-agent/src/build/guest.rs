@@ -5,6 +5,7 @@ use super::parts::{Builder, CopySource, Output, Refused, Root, Stream};
 use crate::capsule::manager::Manager;
 use crate::guest::program::{Event, Program};
 use crate::guest::{Guest, Identity};
+use crate::log::LogMode;
 use bytes::Bytes;
 use connectrpc::{ConnectError, ErrorCode};
 use futures::future::BoxFuture;
@@ -120,6 +121,7 @@ impl HostBuilder {
             workdir: None,
             path,
             metadata: None,
+            logs: LogMode::None,
             fresh: false,
         };
         let mut tries = 0;

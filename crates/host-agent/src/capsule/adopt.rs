@@ -16,7 +16,7 @@ use super::host::Host;
 use super::record::{CapsuleRecord, Phase};
 use super::registry::{Capsule, Running};
 use super::settle::settle;
-use super::{Error, State, chain, files, io_error, liveness, teardown};
+use super::{Error, State, chain, files, io_error, liveness, logs, teardown};
 use crate::network::egress::Guard;
 use crate::network::namespace::Namespace;
 use crate::room::Level;
@@ -93,6 +93,7 @@ async fn adopt(host: &Host, id: CapsuleId, mut record: CapsuleRecord) -> Result<
                 tracing::info!(%id, waits, "adopted a running capsule");
                 host.registry.insert(id, Capsule::new(&record, State::Running));
                 liveness::run(host, id, ready);
+                logs::follow(host, &record, None);
                 // An earlier agent may have died before it let the guest go on.
                 host.registry.change(id, |capsule| {
                     (capsule.usage.waits, capsule.usage.thaw_owed) = (waits, true);
@@ -149,7 +150,7 @@ async fn find_running(host: &Host, record: &CapsuleRecord) -> Option<Adopted> {
     let scarce = matches!(host.context.room.look(), Level::Scarce | Level::Low);
     let waits = scarce && machine.is_stopped().await.unwrap_or(false);
     let life = record.life.clone();
-    let ready = Ready { running: Running { machine, guest }, stages: Vec::new(), kind: None, life };
+    let ready = Ready { running: Running { machine, guest }, kind: None, life };
     Some(Adopted { ready, waits })
 }
 

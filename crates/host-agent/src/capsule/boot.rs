@@ -26,11 +26,13 @@ use super::{Error, files, io_error, until};
 use crate::builders::{BuilderDisks, NoLog, StartLog};
 use crate::context::AgentContext;
 use crate::guest::{Guest, Identity};
+use crate::log::LogMode;
 use crate::network::Network;
 use crate::placeholder;
 use crate::snapshot::{Layers, Snapshot};
 use crate::version::Version;
 use crate::vmm::{Disks, Machine, Spec};
+use daemon::stage;
 use disk::{PendingDisk, ready_and_checked};
 use parts::ClaimedSave;
 use std::collections::BTreeMap;
@@ -38,10 +40,13 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use types::{Egress, hex};
 
+/// Histograms of the stages of creates, and of resumes from memory.
+pub(super) const BOOT_STAGES: &str = "wrenn_boot_stage_seconds";
+const RESUME_STAGES: &str = "wrenn_resume_stage_seconds";
 /// Time limit for a guest that boots to answer. An emulated guest on a busy machine takes a while.
 const READY: Duration = Duration::from_secs(90);
 /// Time limit for a restored guest to answer. It answered before it was saved and does not boot.
@@ -74,6 +79,11 @@ impl Origin {
             Self::Image(_) | Self::Builder(_) | Self::Ready(_) => None,
             Self::Disk(snapshot) | Self::Resume(snapshot) | Self::Fork(snapshot) => Some(snapshot),
         }
+    }
+
+    /// Returns the histogram of the stages from here.
+    fn stages(&self) -> &'static str {
+        if matches!(self.kind(), StartKind::Resumed) { RESUME_STAGES } else { BOOT_STAGES }
     }
 
     /// Returns the kind of a start from here.
@@ -133,12 +143,6 @@ impl Origin {
     }
 }
 
-/// Phase of a boot, with its duration.
-pub(super) struct Stage {
-    pub name: &'static str,
-    pub took: Duration,
-}
-
 /// Reader of the output of start and ready commands.
 pub(super) type Log<'a> = &'a dyn StartLog;
 
@@ -151,25 +155,6 @@ struct Boot<'a> {
     log: Log<'a>,
     /// The capsule's folder.
     dir: PathBuf,
-    laps: Laps,
-}
-
-/// Durations of the phases that have ended.
-struct Laps {
-    stages: Vec<Stage>,
-    since: Instant,
-}
-
-impl Laps {
-    fn start(since: Instant) -> Self {
-        Self { stages: Vec::new(), since }
-    }
-
-    /// Notes the end of a phase.
-    fn end(&mut self, name: &'static str) {
-        self.stages.push(Stage { name, took: self.since.elapsed() });
-        self.since = Instant::now();
-    }
 }
 
 /// A capsule with disk, saved memory and network, and without a machine.
@@ -197,13 +182,11 @@ struct Initialized<'a> {
     running: Running,
     kind: StartKind,
     dir: PathBuf,
-    laps: Laps,
 }
 
 /// A capsule whose guest answers.
 pub(super) struct Ready {
     pub running: Running,
-    pub stages: Vec<Stage>,
     /// Origin of the machine; `None` when an earlier agent process started it.
     pub kind: Option<StartKind>,
     pub life: Lifetime,
@@ -218,8 +201,12 @@ pub(super) async fn boot(
     cancel: &CancellationToken,
     log: Log<'_>,
 ) -> Result<Ready, Error> {
+    let metric = origin.stages();
     let boot = Boot::new(context, record, origin, cancel, log);
-    boot.prepare().await?.launch().await?.initialize().await?.complete().await
+    let prepared = stage(metric, "prepared", Box::pin(boot.prepare())).await?;
+    let launch = if prepared.saved.is_some() { "restored" } else { "booted" };
+    let launched = stage(metric, launch, Box::pin(prepared.launch())).await?;
+    launched.settle(metric).await
 }
 
 /// Makes a machine from a template snapshot, ahead of the capsule that will have it. The guest gets
@@ -236,23 +223,16 @@ pub(super) async fn boot_ahead(
 }
 
 /// Gives a machine that was made ahead to the capsule of `record`, whose folder it already has. Its
-/// envd expects `token`. The stage `claimed` began at `since`.
+/// envd expects `token`.
 pub(super) async fn take_over(
     context: &AgentContext,
     record: &mut CapsuleRecord,
     Running { machine, guest }: Running,
     token: String,
-    since: Instant,
     cancel: &CancellationToken,
 ) -> Result<Ready, Error> {
-    let mut boot = Boot::new(context, record, Origin::Ready(token), cancel, &NoLog);
-    boot.laps = Laps::start(since);
-    boot.laps.end("claimed");
-    Launched { boot, machine, guest, pending: None, restored: true }
-        .initialize()
-        .await?
-        .complete()
-        .await
+    let boot = Boot::new(context, record, Origin::Ready(token), cancel, &NoLog);
+    Launched { boot, machine, guest, pending: None, restored: true }.settle(BOOT_STAGES).await
 }
 
 impl<'a> Boot<'a> {
@@ -263,8 +243,8 @@ impl<'a> Boot<'a> {
         cancel: &'a CancellationToken,
         log: Log<'a>,
     ) -> Self {
-        let (dir, laps) = (files::folder(context, record.id), Laps::start(Instant::now()));
-        Self { context, record, origin, cancel, log, dir, laps }
+        let dir = files::folder(context, record.id);
+        Self { context, record, origin, cancel, log, dir }
     }
 
     /// Returns the version whose commands run before the guest has its identity. The machine is
@@ -285,7 +265,7 @@ impl<'a> Boot<'a> {
     }
 
     /// Writes the record, then makes the disk and opens the saved memory, beside the network.
-    async fn prepare(mut self) -> Result<Prepared<'a>, Error> {
+    async fn prepare(self) -> Result<Prepared<'a>, Error> {
         let egress = self.first_egress();
         let (context, record) = (self.context, &mut *self.record);
         files::store(record, &self.dir).await?;
@@ -322,7 +302,6 @@ impl<'a> Boot<'a> {
         let (disks, pending) = disks?;
         let saved = saved?;
         daemon::failpoint("boot.wired").map_err(io_error("a failpoint failed"))?;
-        self.laps.end("prepared");
         Ok(Prepared { boot: self, disks, pending, saved, network })
     }
 }
@@ -330,7 +309,7 @@ impl<'a> Boot<'a> {
 impl<'a> Prepared<'a> {
     /// Restores or boots the machine.
     async fn launch(self) -> Result<Launched<'a>, Error> {
-        let Self { mut boot, disks, mut pending, saved, network } = self;
+        let Self { boot, disks, mut pending, saved, network } = self;
         let context = boot.context;
         let (tap, namespace) = network.map_or((None, None), |n| (n.tap, Some(n.namespace)));
         let guard = parts::guard(context, namespace.as_ref(), &boot.first_egress()).await?;
@@ -352,7 +331,6 @@ impl<'a> Prepared<'a> {
             }
         });
         boot.record.machine = Some(machine.record());
-        boot.laps.end(if restored { "restored" } else { "booted" });
         let route = parts::route(&*machine, namespace)?;
         let guest = parts::guest(context, boot.record, route).guarded(guard);
         Ok(Launched { boot, machine, guest, pending, restored })
@@ -360,11 +338,17 @@ impl<'a> Prepared<'a> {
 }
 
 impl<'a> Launched<'a> {
+    /// Brings the guest to its epoch, and writes down that the capsule runs.
+    async fn settle(self, metric: &'static str) -> Result<Ready, Error> {
+        let initialized = stage(metric, "epoch", Box::pin(self.initialize())).await?;
+        stage(metric, "ready", Box::pin(initialized.complete())).await
+    }
+
     /// Lets the guest run, and waits until it answers and has its identity. The record names the
     /// machine before any failure is returned.
     async fn initialize(self) -> Result<Initialized<'a>, Error> {
         let Self { boot, machine, guest, mut pending, restored } = self;
-        let Boot { context, record, origin, cancel, log, dir, laps } = boot;
+        let Boot { context, record, origin, cancel, log, dir } = boot;
         let mut identity = parts::identity(context, record);
         if restored {
             identity.old_token = origin.token();
@@ -391,20 +375,19 @@ impl<'a> Launched<'a> {
             ready_and_checked(begun, pending).await
         };
         beside(noting, async { until(cancel, Box::pin(beginning)).await? }).await?;
-        Ok(Initialized { record, running: Running { machine, guest }, kind, dir, laps })
+        Ok(Initialized { record, running: Running { machine, guest }, kind, dir })
     }
 }
 
 impl Initialized<'_> {
     /// Writes down that the capsule runs.
     async fn complete(self) -> Result<Ready, Error> {
-        let Self { record, running, kind, dir, mut laps } = self;
+        let Self { record, running, kind, dir } = self;
         record.phase = Phase::Running;
         record.life.begin(now_ms());
         files::store(record, &dir).await?;
         daemon::failpoint("boot.ready").map_err(io_error("a failpoint failed"))?;
-        laps.end("ready");
-        Ok(Ready { running, stages: laps.stages, kind: Some(kind), life: record.life.clone() })
+        Ok(Ready { running, kind: Some(kind), life: record.life.clone() })
     }
 }
 
@@ -568,7 +551,7 @@ impl Answering<'_> {
 fn provisional(context: &AgentContext, record: &CapsuleRecord) -> Identity {
     let envs = record.version.as_ref().map(Version::envs).unwrap_or_default();
     let token = hex::encode(&rand::random::<[u8; 32]>());
-    Identity { token, envs, ..parts::identity(context, record) }
+    Identity { token, envs, logs: LogMode::None, ..parts::identity(context, record) }
 }
 
 async fn last_words(machine: &dyn Machine) -> String {

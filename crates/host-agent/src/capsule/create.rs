@@ -8,8 +8,9 @@
 //! The host lists the capsule from its admission on. The platform takes a create that no host lists
 //! for lost, so every wait comes after the admission.
 
-use super::boot::{self, Origin, Ready};
+use super::boot::{self, BOOT_STAGES, Origin, Ready};
 use super::host::Host;
+use super::logs::{self, LifecycleEvent};
 use super::ready::claim;
 use super::record::CapsuleRecord;
 use super::registry::{Admission, Started};
@@ -18,6 +19,7 @@ use super::{Error, chain, fetch, files, io_error, liveness, snapshot_error, tear
 use crate::builders::BuilderDisks;
 use crate::snapshot::{self, Snapshot};
 use crate::version::{self, Version};
+use daemon::stage;
 use std::{fs, io};
 use tokio_util::sync::CancellationToken;
 use types::{BuildId, SnapshotId};
@@ -76,11 +78,10 @@ async fn create_under_lock(
     }
     match make(host, &mut record, &from, &cancel).await {
         Ok(ready) => {
-            for stage in &ready.stages {
-                metrics::histogram!("wrenn_boot_stage_seconds", "stage" => stage.name)
-                    .record(stage.took.as_secs_f64());
-            }
             liveness::run(host, id, ready);
+            let copied = from.snapshot.is_some();
+            let event = if copied { LifecycleEvent::Forked } else { LifecycleEvent::Created };
+            logs::follow(host, &record, Some(event));
             host.registry.started(id)
         }
         Err(error) => {
@@ -101,7 +102,8 @@ async fn make(
     from: &Source,
     cancel: &CancellationToken,
 ) -> Result<Ready, Error> {
-    until(cancel, Box::pin(fetch_origin(host, record, from))).await??;
+    let fetching = async { until(cancel, Box::pin(fetch_origin(host, record, from))).await? };
+    stage(BOOT_STAGES, "fetched", fetching).await?;
     check_origin(host, record, from)?;
     let folder = fs::create_dir_all(files::folder(&host.context, record.id));
     folder.map_err(io_error("cannot create the capsule's folder"))?;

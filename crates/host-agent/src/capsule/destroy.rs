@@ -18,6 +18,7 @@
 //! removal again.
 
 use super::host::Host;
+use super::logs::{self, LifecycleEvent};
 use super::record::CapsuleRecord;
 use super::registry::transitions::Stop;
 use super::registry::{CapsuleLock, Running};
@@ -72,6 +73,9 @@ async fn destroy_under_lock(host: &Host, id: CapsuleId, newest: Option<u64>) -> 
     let record = CapsuleRecord::load(&files::folder(&host.context, id));
     teardown::kill(&host.context, id, record.as_ref()).await?;
     let generation = host.registry.leave_remains(id);
+    if let Some(record) = &record {
+        logs::end(host, record, LifecycleEvent::Ended);
+    }
     spawn_removal(host, id, generation, record);
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The end of a capsule whose time is over.
 
 use super::host::Host;
+use super::logs::{self, LifecycleEvent};
 use super::record::{CapsuleRecord, Phase};
 use super::{Error, files, teardown};
 use std::time::Duration;
@@ -17,6 +18,7 @@ pub(super) async fn expire(host: &Host, id: CapsuleId) -> Result<(), Error> {
     let dir = files::folder(&host.context, id);
     if let Some(mut record) = CapsuleRecord::load(&dir) {
         record.phase = Phase::Expired;
+        logs::end(host, &record, LifecycleEvent::Expired);
         teardown::release(&host.context, &mut record).await?;
     }
     host.registry.change(id, |capsule| capsule.memory_mib = 0);

@@ -8,6 +8,7 @@ use super::registry::Registry;
 use super::store::Stored;
 use super::template_snapshot::TemplateSnapshots;
 use crate::context::AgentContext;
+use crate::storage;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -132,6 +133,12 @@ impl Host {
         let gauge = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         metrics::gauge!("wrenn_host_capsules").set(gauge(totals.capsules));
         metrics::gauge!("wrenn_host_memory_mib").set(gauge(totals.memory_mib));
+        metrics::gauge!("wrenn_host_memory_limit_mib").set(gauge(self.context.memory_mib));
+        let (_, free) = storage::capacity(&self.context.config.dir);
+        metrics::gauge!("wrenn_host_disk_free_mib").set(gauge(free >> 20));
+        for (state, count) in self.registry.by_state() {
+            metrics::gauge!("wrenn_host_capsules_in_state", "state" => state).set(gauge(count));
+        }
     }
 
     /// Maps a failure to write data to [`Error::NoCapacity`] when the disk is full.

@@ -22,10 +22,10 @@
 mod tests;
 
 use super::boot::Ready;
-use super::chain;
 use super::host::Host;
 use super::registry::Running;
 use super::registry::transitions::EndOutcome;
+use super::{chain, logs};
 use crate::guest::Guest;
 use crate::vmm::{Machine, Threads, VmmRecord};
 use daemon::{blocking, lock};
@@ -109,7 +109,7 @@ async fn runs(machine: &dyn Machine) -> bool {
 
 /// Marks a capsule as running, and watches for its machine's end.
 pub(super) fn run(host: &Host, id: CapsuleId, ready: Ready) {
-    let Ready { running, kind, life, stages: _ } = ready;
+    let Ready { running, kind, life } = ready;
     let machine = Arc::clone(&running.machine);
     host.registry.set_running(id, running, kind, life);
     watch_end(host, id, machine);
@@ -195,6 +195,7 @@ pub(super) async fn lost(host: &Host, id: CapsuleId, record: &VmmRecord, reason:
     // The guest's last words are saved first. After that, the process need not hold the guest's
     // memory.
     let _ = machine.console().await;
+    logs::died(host, id, &*machine, &reason).await;
     if let Err(error) = machine.kill().await {
         tracing::warn!(%id, error = chain(&error), "cannot end the machine of an ended guest");
     }

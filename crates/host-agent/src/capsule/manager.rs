@@ -17,17 +17,18 @@ use super::fetch::Placed;
 use super::host::Host;
 use super::lifetime::Lifetime;
 use super::record::CapsuleRecord;
-use super::registry::{Listed, Started};
+use super::registry::{Listed, RunningCapsule, Started};
 use super::resume::ResumeRequest;
 use super::snapshots::SnapshotSize;
 use super::store::Stored;
 use super::stored_snapshot::StoredSnapshot;
 use super::{
-    Error, adopt, create, destroy, disk_pressure, due, fetch, files, liveness, pause, ready,
+    Error, adopt, create, destroy, disk_pressure, due, fetch, files, liveness, logs, pause, ready,
     remake, resume, settings, sizes, snapshots, template_snapshot, upkeep, upload, versions,
 };
 use crate::context::AgentContext;
 use crate::guest::{Guest, Permits, Purpose};
+use crate::log::{LogMode, Page, Query};
 use crate::{snapshot, version};
 use protocol::Refusal;
 use std::collections::{HashMap, HashSet};
@@ -64,6 +65,7 @@ impl Manager {
             networks.spawn_refill(&host.context.tasks);
         }
         upload::spawn_uploads(&host);
+        logs::upkeep::spawn(&host);
         disk_pressure::watch_disk(&host).await;
         liveness::watch_liveness(&host);
         upkeep::spawn_trim(&host);
@@ -149,6 +151,14 @@ impl Manager {
     /// in force.
     pub(crate) async fn set_egress(&self, id: CapsuleId, egress: Egress) -> Result<(), Error> {
         settings::set_egress(&self.host, id, egress).await
+    }
+
+    /// Changes the output that a capsule's log has, from the return on.
+    ///
+    /// # Errors
+    /// Fails like [`Self::touch`], on disk errors, and when the guest's agent does not answer.
+    pub(crate) async fn set_logs(&self, id: CapsuleId, mode: LogMode) -> Result<(), Error> {
+        settings::set_logs(&self.host, id, mode).await
     }
 }
 
@@ -274,6 +284,16 @@ impl Manager {
         self.host.registry.list()
     }
 
+    /// Lists the running capsules, for their stats.
+    pub(crate) fn running(&self) -> Vec<RunningCapsule> {
+        self.host.registry.list_running()
+    }
+
+    /// Reads the record of a capsule; `None` when it is missing or unreadable.
+    pub(crate) fn record(&self, id: CapsuleId) -> Option<CapsuleRecord> {
+        files::record(&self.host.context, id).ok()
+    }
+
     /// Waits until the count of unrequested changes differs from `seen`, for at most `most`;
     /// returns the count. A count from another agent process differs too, so the call returns at
     /// once.
@@ -295,6 +315,24 @@ impl Manager {
     /// Reports whether a capsule's guest stands still until there is room on the host's disk.
     pub(crate) fn waits_for_room(&self, id: CapsuleId) -> bool {
         self.host.registry.waits_for_room(id)
+    }
+
+    /// Reads a capsule's log, and waits at most `wait` for an entry. A capsule without a log has no
+    /// entries.
+    pub(crate) async fn read_log(
+        &self,
+        team: &str,
+        id: CapsuleId,
+        query: Query,
+        wait: Duration,
+    ) -> Result<Page, Error> {
+        logs::read::read(&self.host, team, id, query, wait).await
+    }
+
+    /// Erases the log of a capsule, or all logs of a team, on this host and in the store. Unknown
+    /// logs are success.
+    pub(crate) async fn erase_log(&self, team: &str, id: Option<CapsuleId>) -> Result<(), Error> {
+        logs::read::erase(&self.host, team, id).await
     }
 
     /// Returns the output of a capsule's guest on its console; empty without a machine.

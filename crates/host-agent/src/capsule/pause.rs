@@ -13,18 +13,21 @@
 use super::capture::{self, PauseMode};
 use super::files::{self, BESIDE};
 use super::host::Host;
+use super::logs::{self, LifecycleEvent};
 use super::record::CapsuleRecord;
 use super::registry::Running;
 use super::registry::transitions::{PauseStart, Pausing};
 use super::settle::settle;
 use super::{Error, chain, io_error, liveness, sizes, thaw, unless_cancelled, until};
 use crate::snapshot::{self, Staging};
-use daemon::blocking;
+use daemon::{blocking, stage};
 use futures::FutureExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use types::CapsuleId;
 
+/// Histogram of a pause's stages.
+const STAGES: &str = "wrenn_pause_stage_seconds";
 /// Time limit for requests under way to finish.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -137,6 +140,7 @@ async fn complete_pause(
         tracing::error!(%id, error = chain(&error), "cannot clean up after a pause");
     }
     host.registry.end_pause(id, number);
+    logs::end(host, &record, LifecycleEvent::Paused);
     sizes::measure_soon(host, id);
     if let Some(stored) = &host.stored {
         stored.notify();
@@ -151,26 +155,19 @@ async fn save(
     mode: PauseMode,
 ) -> Result<u64, Error> {
     let Pausing { running: Running { machine, guest }, cancel } = pausing;
-    let mut since = Instant::now();
-    // Records the time of a stage, which is also a point at which tests inject failures.
-    let mut step = |name: &'static str| {
-        let took = since.elapsed().as_secs_f64();
-        metrics::histogram!("wrenn_pause_stage_seconds", "stage" => name).record(took);
-        since = Instant::now();
-        daemon::failpoint(name).map_err(io_error("a failpoint failed"))
-    };
-    let cut = until(cancel, guest.drain(GRACE)).await?;
+    // Each stage ends at a point at which tests inject failures.
+    let pass = |name| daemon::failpoint(name).map_err(io_error("a failpoint failed"));
+    let cut = stage(STAGES, "pause.drained", until(cancel, guest.drain(GRACE))).await?;
     metrics::counter!("wrenn_requests_cut_total").increment(cut);
-    step("pause.drained")?;
-    until(cancel, thaw::thaw_if_owed(host, record.id, &**machine)).await??;
-    let asking = guest.renewed(host.context.tasks.clone());
-    let asked = until(cancel, capture::quiesce(host, record, &**machine, &asking, mode)).await;
-    // These connections are cut without a goodbye, which a frozen guest could not acknowledge.
-    asking.cut();
-    asked??;
-    step("pause.quiesced")?;
-    until(cancel, thaw::freeze(host, record.id, &**machine)).await??;
-    step("pause.frozen")?;
+    pass("pause.drained")?;
+    stage(STAGES, "pause.quiesced", Box::pin(quiesce(host, record, pausing, mode))).await?;
+    pass("pause.quiesced")?;
+    let freezing = async {
+        let frozen = until(cancel, thaw::freeze(host, record.id, &**machine)).await?;
+        frozen.map_err(Error::from)
+    };
+    stage(STAGES, "pause.frozen", freezing).await?;
+    pass("pause.frozen")?;
     let dir = files::folder(&host.context, record.id);
     let snapshots = files::snapshots_dir(&dir);
     let number = record.last.max(files::newest(&snapshot::sweep(&snapshots))) + 1;
@@ -183,8 +180,12 @@ async fn save(
         true => {
             let state = staging.state_file().map_err(io_error(failed))?;
             let bytes = u64::from(record.resources.memory_mib) << 20;
-            let pages = until(cancel, machine.save(state, bytes)).await??;
-            step("pause.saved")?;
+            let saving = async {
+                let saved = until(cancel, machine.save(state, bytes)).await?;
+                saved.map_err(Error::from)
+            };
+            let pages = stage(STAGES, "pause.saved", saving).await?;
+            pass("pause.saved")?;
             Some(pages.map(|pages| pages.until(cancel.clone())))
         }
     };
@@ -204,10 +205,29 @@ async fn save(
     };
     // A removal waits for this writer, which then ends early. So nothing is written after the
     // removal.
-    unless_cancelled(cancel, blocking(write).await.map_err(io_error(failed)))?;
+    let committing =
+        async { unless_cancelled(cancel, blocking(write).await.map_err(io_error(failed))) };
+    stage(STAGES, "pause.committed", committing).await?;
     // The pause is complete here, so a failed test point no longer counts.
-    let _ = step("pause.committed");
+    let _ = pass("pause.committed");
     Ok(number)
+}
+
+/// Has the guest write its data to the disk.
+async fn quiesce(
+    host: &Host,
+    record: &CapsuleRecord,
+    pausing: &Pausing,
+    mode: PauseMode,
+) -> Result<(), Error> {
+    let Pausing { running: Running { machine, guest }, cancel } = pausing;
+    until(cancel, thaw::thaw_if_owed(host, record.id, &**machine)).await??;
+    let asking = guest.renewed(host.context.tasks.clone());
+    until(cancel, logs::pull_last(host, record, &asking)).await?;
+    let asked = until(cancel, capture::quiesce(host, record, &**machine, &asking, mode)).await;
+    // These connections are cut without a goodbye, which a frozen guest could not acknowledge.
+    asking.cut();
+    asked?
 }
 
 /// Lets a capsule run on that could not be paused. `token` is its agent's token, if known.

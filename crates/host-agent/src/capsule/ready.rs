@@ -115,7 +115,7 @@ impl ReadyPool {
     /// Returns an empty pool with its share of the host's memory.
     pub(super) fn new(context: &AgentContext) -> Self {
         let percent = context.config.ready_memory_percent;
-        let percent = if context.driver.makes_ahead() { percent } else { 0 };
+        let percent = if context.driver.boots_images() { percent } else { 0 };
         Self::with_memory(context.memory_mib * u64::from(percent) / 100)
     }
 

@@ -2,6 +2,7 @@
 //! replaced as a whole. It is written before any other part of the capsule is made.
 
 use super::lifetime::Lifetime;
+use crate::log::LogMode;
 use crate::snapshot::{Layers, System};
 use crate::version::Version;
 use crate::vmm::VmmRecord;
@@ -80,6 +81,9 @@ pub(crate) struct CapsuleRecord {
     #[serde(default)]
     pub system: System,
     pub life: Lifetime,
+    /// Output that the capsule's log has.
+    #[serde(default)]
+    pub logs: LogMode,
 }
 
 impl CapsuleRecord {
@@ -131,6 +135,7 @@ impl CapsuleRecord {
             placeholders: 0,
             system: System::default(),
             life: Lifetime::default(),
+            logs: LogMode::default(),
         }
     }
 
@@ -203,6 +208,7 @@ mod tests {
             placeholders: 2,
             system: System::default(),
             life: Lifetime::default(),
+            logs: LogMode::All,
         };
         record.save(dir.path()).unwrap();
         assert_eq!(CapsuleRecord::load(dir.path()), Some(record.clone()));

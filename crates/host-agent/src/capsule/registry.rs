@@ -20,7 +20,8 @@ use super::stored_snapshot::StoredSnapshot;
 use super::usage::Usage;
 use super::{Error, State};
 use crate::guest::{Guest, Permits, Purpose};
-use crate::vmm::Machine;
+use crate::log::LogMode;
+use crate::vmm::{Machine, VmmRecord};
 use daemon::lock;
 use hop::Refused;
 use protocol::Refusal;
@@ -82,6 +83,10 @@ pub(super) struct Capsule {
     pub stored: Option<StoredSnapshot>,
     /// Revision of the rules for outgoing connections that are in force.
     pub egress: u64,
+    /// Output that the log has.
+    pub logs: LogMode,
+    /// Machine whose output is followed.
+    pub followed: Option<VmmRecord>,
     /// Origin of the machine; `None` when an earlier agent process started it.
     pub kind: Option<StartKind>,
     pub running: Option<Running>,
@@ -90,8 +95,10 @@ pub(super) struct Capsule {
     /// Token that cancels the operation under way.
     pub cancel: CancellationToken,
     pub life: Lifetime,
-    /// Time of the last activity in the capsule.
+    /// Time of the last activity in the capsule, or of its start.
     pub active: Instant,
+    /// Time of the last activity in the capsule; `None` before any that this process knows of.
+    pub used: Option<Instant>,
     /// Earliest time for the next attempt at a due action.
     pub due_after: Instant,
     /// Due pauses in a row that failed because of the guest's agent.
@@ -112,6 +119,18 @@ pub(crate) struct Listed {
     pub waits_for_room: bool,
     /// Bytes on disk that only the capsule's snapshots hold.
     pub snapshot_bytes: u64,
+    /// Time since the last activity, if this process knows of any.
+    pub idle: Option<Duration>,
+    /// Output that the log has.
+    pub logs: LogMode,
+}
+
+/// A running capsule, for its stats.
+pub(crate) struct RunningCapsule {
+    pub id: CapsuleId,
+    /// Record of the machine. Another machine of the capsule has another record.
+    pub machine: VmmRecord,
+    pub guest: Guest,
 }
 
 /// Sums over all capsules.
@@ -202,6 +221,11 @@ impl Registry {
         self.lock().get(&id).map_or(0, |capsule| capsule.memory_mib << 20)
     }
 
+    /// Returns the output that a capsule's log has.
+    pub(super) fn log_mode(&self, id: CapsuleId) -> Option<LogMode> {
+        self.lock().get(&id).map(|capsule| capsule.logs)
+    }
+
     /// Reports whether a capsule's guest stands still until there is room on the host's disk.
     pub(super) fn waits_for_room(&self, id: CapsuleId) -> bool {
         self.lock().get(&id).is_some_and(Capsule::waits_for_room)
@@ -218,14 +242,40 @@ impl Registry {
             egress: capsule.egress,
             waits_for_room: capsule.waits_for_room(),
             snapshot_bytes: capsule.usage.snapshot_bytes,
+            idle: capsule.used.map(|at| at.elapsed()),
+            logs: capsule.logs,
         };
         capsules.iter().map(listed).collect()
+    }
+
+    /// Lists the running capsules with the records of their machines.
+    pub(super) fn list_running(&self) -> Vec<RunningCapsule> {
+        let capsules = self.lock();
+        let running = |(id, capsule): (&CapsuleId, &Capsule)| {
+            let Running { machine, guest } =
+                capsule.running.as_ref().filter(|_| capsule.is_running())?;
+            let (machine, guest) = (machine.record(), guest.clone());
+            Some(RunningCapsule { id: *id, machine, guest })
+        };
+        capsules.iter().filter_map(running).collect()
     }
 
     /// Counts the capsules, and sums up their memory.
     pub(super) fn totals(&self) -> Totals {
         let capsules = self.lock();
         Totals { capsules: capsules.len() as u64, memory_mib: memory_mib(&capsules) }
+    }
+
+    /// Counts the capsules in each state.
+    pub(super) fn by_state(&self) -> [(&'static str, u64); State::NAMES.len()] {
+        let mut counts = State::NAMES.map(|name| (name, 0));
+        for capsule in self.lock().values() {
+            let name = capsule.state.name();
+            if let Some((_, count)) = counts.iter_mut().find(|(known, _)| *known == name) {
+                *count += 1;
+            }
+        }
+        counts
     }
 
     /// Lists the running capsules with a due action, and puts their next attempt off.
@@ -237,7 +287,7 @@ impl Registry {
                 continue;
             };
             if running.guest.is_busy() {
-                capsule.active = at;
+                capsule.use_at(at);
             }
             let due = capsule.life.due(now, at - capsule.active);
             if due != Due::Nothing && at >= capsule.due_after {
@@ -264,7 +314,7 @@ impl Registry {
         }
         let capsule = capsule.ok_or(Refusal::NotRunning)?;
         if purpose == Purpose::Use {
-            capsule.active = Instant::now();
+            capsule.use_at(Instant::now());
         }
         let Running { guest, .. } = capsule.running.as_ref().ok_or(Refusal::NotRunning)?;
         match guest.acquire(port, purpose) {
@@ -296,12 +346,15 @@ impl Capsule {
             last: record.last,
             stored: StoredSnapshot::new(record.stored, &record.tree),
             egress: record.egress.revision,
+            logs: record.logs,
+            followed: None,
             kind: None,
             running: None,
             lock: CapsuleLock::default(),
             cancel: CancellationToken::new(),
             life: record.life.clone(),
             active: now,
+            used: None,
             due_after: now,
             silent_tries: 0,
             usage: Usage::default(),
@@ -311,6 +364,11 @@ impl Capsule {
     /// Returns the entry of a capsule about which only the state is known.
     pub(super) fn unknown(state: State) -> Self {
         Self { memory_mib: 0, ..Self::new(&CapsuleRecord::unknown(), state) }
+    }
+
+    /// Counts as activity.
+    fn use_at(&mut self, at: Instant) {
+        (self.active, self.used) = (at, Some(at));
     }
 
     pub(super) fn is_running(&self) -> bool {

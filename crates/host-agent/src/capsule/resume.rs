@@ -9,12 +9,14 @@
 use super::boot::{self, Origin, Ready};
 use super::host::Host;
 use super::lifetime::Lifetime;
+use super::logs::{self, LifecycleEvent};
 use super::record::{CapsuleRecord, Phase};
 use super::registry::Started;
 use super::registry::transitions::{ResumeStart, Resuming};
 use super::settle::settle;
 use super::{Error, chain, files, liveness, snapshot_error};
 use crate::builders::NoLog;
+use crate::log::LogMode;
 use tokio_util::sync::CancellationToken;
 use types::{CapsuleId, Egress};
 
@@ -24,6 +26,8 @@ pub(crate) struct ResumeRequest {
     pub generation: u64,
     pub life: Lifetime,
     pub egress: Egress,
+    /// Output that the capsule's log has from now on.
+    pub logs: LogMode,
     /// Number of the snapshot to resume; the last one when `None`.
     pub number: Option<u64>,
     /// True to boot on the saved disk without the saved memory.
@@ -49,11 +53,9 @@ async fn resume_under_lock(host: &Host, request: ResumeRequest) -> Result<Starte
     };
     match restore(host, &request, &cancel).await {
         Ok(ready) => {
-            for stage in &ready.stages {
-                metrics::histogram!("wrenn_resume_stage_seconds", "stage" => stage.name)
-                    .record(stage.took.as_secs_f64());
-            }
             liveness::run(host, id, ready);
+            let record = CapsuleRecord { logs: request.logs, ..record };
+            logs::follow(host, &record, Some(LifecycleEvent::Resumed));
             host.registry.started(id)
         }
         Err(error) => {
@@ -93,7 +95,10 @@ async fn restore(
     (record.phase, record.generation) = (Phase::Resuming, request.generation);
     record.life = request.life.clone();
     record.egress = request.egress.clone();
-    host.registry.change(request.id, |capsule| capsule.egress = request.egress.revision);
+    record.logs = request.logs;
+    host.registry.change(request.id, |capsule| {
+        (capsule.egress, capsule.logs) = (request.egress.revision, request.logs);
+    });
     // A resume runs no commands of the version, so there is nothing to log.
     Box::pin(boot::boot(context, &mut record, origin, cancel, &NoLog)).await
 }

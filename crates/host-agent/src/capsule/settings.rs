@@ -1,9 +1,10 @@
 //! Changes of a capsule that leave its machine and its state as they are: time limits, activity,
-//! and rules for outgoing connections.
+//! rules for outgoing connections, and output for the log.
 
 use super::host::Host;
 use super::lifetime::{Lifetime, now_ms};
-use super::{Error, files, io_error};
+use super::{Error, files, io_error, logs};
+use crate::log::LogMode;
 use std::time::Instant;
 use types::{CapsuleId, Egress};
 
@@ -12,7 +13,7 @@ use types::{CapsuleId, Egress};
 pub(super) async fn set_egress(host: &Host, id: CapsuleId, egress: Egress) -> Result<(), Error> {
     let lock = host.registry.capsule_lock(id)?;
     let _guard = lock.lock().await;
-    let running = host.registry.begin_set_egress(id)?;
+    let running = host.registry.begin_change(id)?;
     let mut record = files::record(&host.context, id)?;
     if egress.revision < record.egress.revision {
         return Ok(());
@@ -26,6 +27,34 @@ pub(super) async fn set_egress(host: &Host, id: CapsuleId, egress: Egress) -> Re
         guard.set(egress).await.map_err(io_error("cannot apply the network rules"))?;
     }
     host.registry.change(id, |capsule| capsule.egress = revision);
+    Ok(())
+}
+
+/// Changes the output that a capsule's log has.
+///
+/// # Errors
+/// Fails like [`touch`], on disk errors, and when the guest's agent does not answer. The call may be
+/// repeated. A log that is to have no output has none, even if the guest's agent is silent.
+pub(super) async fn set_logs(host: &Host, id: CapsuleId, mode: LogMode) -> Result<(), Error> {
+    let lock = host.registry.capsule_lock(id)?;
+    let _guard = lock.lock().await;
+    let running = host.registry.begin_change(id)?;
+    let mut record = files::record(&host.context, id)?;
+    let before = std::mem::replace(&mut record.logs, mode);
+    if let Some(running) = running.as_ref().filter(|_| before == LogMode::None) {
+        logs::skip(host, &record, running).await?;
+    }
+    files::save(&record, &files::folder(&host.context, id))?;
+    if mode == LogMode::None {
+        // The follower reads this before each look.
+        host.registry.change(id, |capsule| capsule.logs = mode);
+    }
+    if let Some(running) = &running {
+        let told = logs::tell(host, &record, &running.guest).await;
+        told.or_else(|error| if mode == LogMode::None { Ok(()) } else { Err(error) })?;
+    }
+    host.registry.change(id, |capsule| capsule.logs = mode);
+    logs::follow(host, &record, None);
     Ok(())
 }
 

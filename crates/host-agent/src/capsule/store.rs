@@ -17,6 +17,8 @@ use store::Store;
 use tokio::sync::Notify;
 use types::{BuildId, SnapshotId};
 
+/// Histogram of transfers to the store and from it.
+const TRANSFERS: &str = "wrenn_store_seconds";
 /// Team that owns the templates in the store.
 pub(super) const PLATFORM: &str = "platform";
 
@@ -79,6 +81,17 @@ impl Stored {
         Arc::clone(all.entry(name.to_owned()).or_default())
     }
 
+    /// Sends a folder to the store. Returns the bytes that were sent.
+    pub(super) async fn put(
+        &self,
+        namespace: &str,
+        name: &str,
+        folder: &Path,
+    ) -> Result<u64, store::Error> {
+        let sending = Box::pin(self.store.put(namespace, name, folder));
+        daemon::stage(TRANSFERS, "send", sending).await
+    }
+
     /// Fetches a stored folder into the folder `to`, unless that folder exists.
     pub(super) async fn fetch(
         &self,
@@ -97,7 +110,8 @@ impl Stored {
         let failed = "cannot fetch from the store";
         let _ = fs::remove_dir_all(&staged);
         fs::create_dir_all(&staged).map_err(io_error(failed))?;
-        let fetched = self.store.get(namespace, name, &staged).await.map_err(failure);
+        let fetching = Box::pin(self.store.get(namespace, name, &staged));
+        let fetched = daemon::stage(TRANSFERS, "fetch", fetching).await.map_err(failure);
         let placed = fetched.and_then(|()| place(&staged, to).map_err(io_error(failed)));
         if placed.is_err() {
             let _ = fs::remove_dir_all(&staged);

@@ -98,7 +98,10 @@ async fn send_all(host: &Host, stored: &Stored) {
     snapshots.retain(|id| !stored.snapshots().contains(id));
     templates.retain(|name| !stored.templates().contains(name));
     let versions = versions::unsent(host, stored);
-    if due.is_empty() && snapshots.is_empty() && templates.is_empty() && versions.is_empty() {
+    let waiting = due.len() + snapshots.len() + templates.len() + versions.len();
+    let gauge = metrics::gauge!("wrenn_host_uploads_waiting");
+    gauge.set(f64::from(u32::try_from(waiting).unwrap_or(u32::MAX)));
+    if waiting == 0 {
         return;
     }
     let refused = !host.context.standing.confirm().await;
@@ -157,7 +160,7 @@ async fn send_capsule(host: &Host, stored: &Stored, id: CapsuleId) -> Result<(),
         record
     };
     let (team, tree) = (&sent.team, StoredSnapshot::fresh(sent.last));
-    let put = stored.store.put(team, &tree.path(id), &aside).await;
+    let put = stored.put(team, &tree.path(id), &aside).await;
     let _ = fs::remove_dir_all(&aside);
     let bytes = put.map_err(failure)?;
     daemon::failpoint("store.sent").map_err(io_error("a failpoint failed"))?;
@@ -218,7 +221,7 @@ async fn send_snapshot(host: &Host, stored: &Stored, id: SnapshotId) -> Result<(
         let to = aside.clone();
         let set_aside = blocking(move || link_aside(&from, &to)).await;
         set_aside.map_err(io_error("cannot set a snapshot aside for its upload"))?;
-        let sent = stored.store.put(&team, &name, &aside).await;
+        let sent = stored.put(&team, &name, &aside).await;
         let _ = fs::remove_dir_all(&aside);
         sent.map_err(failure)?;
     }
@@ -248,7 +251,7 @@ async fn send_template(host: &Host, stored: &Stored, name: &str) -> Result<(), E
     let path = template_path(name);
     if !stored.store.has(PLATFORM, &path).await.map_err(failure)? {
         let from = host.context.config.templates().join(name);
-        stored.store.put(PLATFORM, &path, &from).await.map_err(failure)?;
+        stored.put(PLATFORM, &path, &from).await.map_err(failure)?;
         tracing::info!(name, "uploaded a template to the store");
     }
     stored.templates().insert(name.to_owned());

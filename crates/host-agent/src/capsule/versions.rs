@@ -32,7 +32,7 @@ pub(super) async fn send(host: &Host, stored: &Stored, id: BuildId) -> Result<()
         let to = aside.clone();
         let set_aside = blocking(move || link_aside(&from, &to)).await;
         set_aside.map_err(io_error("cannot set a version aside for its upload"))?;
-        let sent = stored.store.put(&found.team, &path, &aside).await;
+        let sent = stored.put(&found.team, &path, &aside).await;
         let _ = fs::remove_dir_all(&aside);
         sent.map_err(failure)?;
         tracing::info!(%id, "uploaded a version to the store");

@@ -2,6 +2,7 @@
 //! host. For such a server, envd connects to it, and passes the bytes of the host's connection.
 
 use super::route::{GuestStream, Route, reset};
+use crate::network::namespace::Namespace;
 use daemon::{Signal, Tasks, lock};
 use hop::{Body, Dial, Error, Pool, Sent, Stream, Switched};
 use http::{HeaderValue, Method, Request, StatusCode, header};
@@ -32,6 +33,14 @@ impl Dialer {
     /// Returns a dialer to the same guest until another `cut` is triggered.
     pub(super) fn renewed(&self, cut: &Signal, tasks: Tasks) -> Self {
         Self::new(self.direct.route.clone(), self.loopback.token(), cut, tasks)
+    }
+
+    /// Returns the namespace that the guest is in; `None` for a driver without machines.
+    pub(super) fn namespace(&self) -> Option<&Namespace> {
+        match &self.direct.route {
+            Route::Namespace(namespace) => Some(namespace),
+            Route::Loopback(_) => None,
+        }
     }
 
     /// Replaces the token that envd expects.

@@ -113,6 +113,9 @@ impl Credentials {
         else {
             return Ok(None);
         };
+        if let Some(at) = pki::expires_at(cert) {
+            daemon::report_expiry("host", at.unix_timestamp());
+        }
         let pair = Pair { cert_pem: cert.clone(), key_pem: key.clone() };
         accept(&pair, trust, proven).map(Some).context("cannot use this host's certificate")
     }

@@ -8,6 +8,7 @@ use crate::capsule::registry::{Listed, StartKind, Started};
 use crate::capsule::resume::ResumeRequest;
 use crate::capsule::stored_snapshot::StoredSnapshot;
 use crate::capsule::{Error, State, chain};
+use crate::log::LogMode;
 use crate::network;
 use connectrpc::ConnectError;
 use protocol::host::{self, Failure, FailureReason};
@@ -59,6 +60,7 @@ impl TryFrom<host::CreateCapsuleRequest> for CapsuleRecord {
             envs: request.envs.into_iter().collect(),
             egress: egress(request.egress.into_option())?,
             life: request.lifetime.into_option().unwrap_or_default().try_into()?,
+            logs: log_mode(&request.logs)?,
             ..Self::new(parse("capsule_id", &request.capsule_id)?)
         })
     }
@@ -73,10 +75,17 @@ impl TryFrom<host::ResumeCapsuleRequest> for ResumeRequest {
             generation: request.generation,
             life: request.lifetime.into_option().unwrap_or_default().try_into()?,
             egress: egress(request.egress.into_option())?,
+            logs: log_mode(&request.logs)?,
             number: request.snapshot,
             cold: request.cold,
         })
     }
+}
+
+/// Reads the choice of a log's output.
+pub(super) fn log_mode(text: &str) -> Result<LogMode, Error> {
+    let unknown = || Error::Invalid("logs: must be none, background or all".to_owned());
+    LogMode::parse(text).ok_or_else(unknown)
 }
 
 /// Copy of a capsule in the store.
@@ -188,6 +197,8 @@ impl From<Listed> for host::CapsuleInfo {
             egress_revision: listed.egress,
             waits_for_room: listed.waits_for_room,
             storage_bytes: listed.snapshot_bytes,
+            idle_ms: listed.idle.map(|idle| u64::try_from(idle.as_millis()).unwrap_or(u64::MAX)),
+            logs: listed.logs.as_str().to_owned(),
             ..Default::default()
         }
     }
@@ -430,12 +441,15 @@ mod tests {
             egress: 0,
             waits_for_room: false,
             snapshot_bytes: 0,
+            idle: None,
+            logs: LogMode::All,
         };
         let dead = host::CapsuleInfo::from(listed(0, State::Dead("lost".into())));
         assert_eq!((dead.generation, dead.reason.as_deref()), (None, Some("lost")));
         assert_eq!(dead.state, host::CapsuleState::CAPSULE_STATE_DEAD);
         let runs = host::CapsuleInfo::from(listed(2, State::Running));
         assert_eq!((runs.generation, runs.reason, runs.stored.is_set()), (Some(2), None, false));
+        assert_eq!((runs.logs.as_str(), runs.idle_ms), ("all", None));
     }
 
     #[test]

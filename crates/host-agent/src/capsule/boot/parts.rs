@@ -7,6 +7,7 @@ use crate::capsule::record::CapsuleRecord;
 use crate::capsule::{Error, files, io_error, snapshot_error, unless_cancelled};
 use crate::context::AgentContext;
 use crate::guest::{Guest, Identity, Route};
+use crate::log::LogMode;
 use crate::network::Network;
 use crate::network::egress::Guard;
 use crate::network::namespace::Namespace;
@@ -279,6 +280,7 @@ pub(in crate::capsule) fn identity(context: &AgentContext, record: &CapsuleRecor
         workdir: None,
         path: None,
         metadata: Some(metadata(record).json()),
+        logs: log_mode(context, record),
         fresh: true,
     };
     // A guest without an image of its own lacks the version's users and folders.
@@ -293,6 +295,14 @@ pub(in crate::capsule) fn identity(context: &AgentContext, record: &CapsuleRecor
     let workdir = version.and_then(|version| version.config.workdir.clone());
     let path = version.and_then(|version| version.envs().remove("PATH")).filter(|path| fits(path));
     Identity { user: Some(user), workdir, path, ..identity }
+}
+
+/// Returns the output that a capsule's log has. A builder has no log.
+fn log_mode(context: &AgentContext, record: &CapsuleRecord) -> LogMode {
+    match record.builds.is_none() && context.logs.is_on() {
+        true => record.logs,
+        false => LogMode::None,
+    }
 }
 
 /// Reports whether envd takes a value of `PATH` for login shells.

@@ -43,7 +43,7 @@ fn setup(dir: &Path, record: CapsuleRecord, state: State) -> (Host, CapsuleRecor
 
 /// Marks a capsule as running, as its boot does.
 fn run(host: &Host, id: CapsuleId, running: Running) {
-    let ready = Ready { running, stages: Vec::new(), kind: None, life: Lifetime::default() };
+    let ready = Ready { running, kind: None, life: Lifetime::default() };
     liveness::run(host, id, ready);
 }
 

@@ -98,7 +98,7 @@ async fn running(dir: &Path, agent: SocketAddr) -> (Manager, CapsuleId, Arc<Coun
         machine: Arc::clone(&machine) as Arc<dyn Machine>,
         guest: Guest::new(Route::Loopback(agent), "", 1, Tasks::default()),
     };
-    let ready = Ready { running, stages: Vec::new(), kind: None, life: Lifetime::default() };
+    let ready = Ready { running, kind: None, life: Lifetime::default() };
     liveness::run(&manager.host, record.id, ready);
     (manager, record.id, machine)
 }

@@ -9,14 +9,13 @@
 //! ```
 
 use super::{Key, Kind, ReadyCapsule};
-use crate::capsule::boot::{self, Ready, parts};
+use crate::capsule::boot::{self, BOOT_STAGES, Ready, parts};
 use crate::capsule::host::Host;
 use crate::capsule::record::CapsuleRecord;
 use crate::capsule::registry::Running;
 use crate::capsule::{Error, chain, files, io_error, teardown, template_snapshot};
-use daemon::blocking;
+use daemon::{blocking, stage};
 use std::fs::{self, File};
-use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 use types::CapsuleId;
 
@@ -30,11 +29,10 @@ pub(in crate::capsule) async fn claim(
     record: &mut CapsuleRecord,
     cancel: &CancellationToken,
 ) -> Result<Option<Ready>, Error> {
-    let began = Instant::now();
     let Some(capsule) = take(host, record) else { return Ok(None) };
     let made = capsule.record.clone();
     let mut claimed = record.clone();
-    let error = match Box::pin(give(host, &mut claimed, capsule, began, cancel)).await {
+    let error = match Box::pin(give(host, &mut claimed, capsule, cancel)).await {
         Ok(ready) => {
             *record = claimed;
             metrics::counter!("wrenn_host_ready_taken_total").increment(1);
@@ -76,19 +74,36 @@ async fn give(
     host: &Host,
     record: &mut CapsuleRecord,
     capsule: ReadyCapsule,
-    began: Instant,
     cancel: &CancellationToken,
 ) -> Result<Ready, Error> {
     let context = &*host.context;
-    let ReadyCapsule { record: made, running: Running { machine, guest }, lease, .. } = capsule;
+    let ReadyCapsule { record: made, running, lease, .. } = capsule;
     // The memory counts as the new capsule's since its admission.
     drop(lease);
+    let moving = Box::pin(hand_over(host, record, &made, running));
+    let running = stage(BOOT_STAGES, "claimed", moving).await?;
+    let parent = context.config.capsules();
+    let synced = blocking(move || File::open(parent)?.sync_all());
+    let begun = boot::take_over(context, record, running, made.envd_token, cancel);
+    let (begun, synced) = tokio::join!(Box::pin(begun), synced);
+    synced.map_err(io_error("cannot write the folder of capsules"))?;
+    begun
+}
+
+/// Gives a capsule the folder and the machine of `made`, with the capsule's own rules.
+async fn hand_over(
+    host: &Host,
+    record: &mut CapsuleRecord,
+    made: &CapsuleRecord,
+    Running { machine, guest }: Running,
+) -> Result<Running, Error> {
+    let context = &*host.context;
     daemon::failpoint("ready.claimed").map_err(io_error("a failpoint failed"))?;
     let dir = files::folder(context, record.id);
     let renamed = fs::rename(files::folder(context, made.id), &dir);
     renamed.map_err(io_error("cannot move the folder of a ready capsule"))?;
     daemon::failpoint("ready.moved").map_err(io_error("a failpoint failed"))?;
-    record.take_machine(&made);
+    record.take_machine(made);
     let moved = machine.moved(&dir, &parts::metadata(record)).await?;
     drop(machine);
     guest.set_token(&record.envd_token);
@@ -97,13 +112,7 @@ async fn give(
         let set = guard.set(record.egress.clone()).await;
         set.map_err(io_error("cannot apply the capsule's network rules"))?;
     }
-    let parent = context.config.capsules();
-    let synced = blocking(move || File::open(parent)?.sync_all());
-    let running = Running { machine: moved, guest };
-    let begun = boot::take_over(context, record, running, made.envd_token, began, cancel);
-    let (begun, synced) = tokio::join!(Box::pin(begun), synced);
-    synced.map_err(io_error("cannot write the folder of capsules"))?;
-    begun
+    Ok(Running { machine: moved, guest })
 }
 
 /// Removes the remains of a claim that failed. The folder of the capsule is empty on return. The

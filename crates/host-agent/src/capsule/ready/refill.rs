@@ -16,6 +16,7 @@ use crate::capsule::{Error, chain, files, io_error, teardown, template_snapshot,
 use crate::context::AgentContext;
 use crate::guest::Guest;
 use crate::guest::program::Program;
+use crate::log::LogMode;
 use crate::snapshot::Snapshot;
 use crate::vmm::Machine;
 use connectrpc::ConnectError;
@@ -107,6 +108,8 @@ async fn make(host: &Host, key: &Key, kind: &Kind) -> Result<(), Error> {
         version: kind.version.clone(),
         resources: kind.resources,
         envd_token: hex::encode(&rand::random::<[u8; 32]>()),
+        // The log begins with the capsule that takes the machine.
+        logs: LogMode::None,
         ..CapsuleRecord::new(CapsuleId::new())
     };
     let prepared = Box::pin(prepare(&host.context, &mut record, snapshot, lease.token()));

@@ -14,7 +14,7 @@
 //!  Dead       Stopping  State     ACCEPT *  State     ignore    ACCEPT  NotRunning
 //!                                 * else State, without a snapshot
 //! ```
-//! `Set…` stands for `SetLifetime` and `SetEgress`. Every state accepts `Destroy`. `ignore` is
+//! `Set…` stands for `SetLifetime` and `Change`. Every state accepts `Destroy`. `ignore` is
 //! success without work; a start is answered with the last start. A denial is a variant of
 //! [`Error`], or of [`Refusal`] in the last column.
 //!
@@ -36,7 +36,8 @@ pub(super) enum Request {
     Snapshot,
     /// Change of the time limits, or mere activity.
     SetLifetime,
-    SetEgress,
+    /// Change of another setting: rules for outgoing connections, or output for the log.
+    Change,
     /// End of a capsule whose time is over.
     Expire,
     /// Removal of a copy that the platform has placed elsewhere since.
@@ -99,7 +100,7 @@ pub(super) fn decide(state: Option<&State>, request: Request) -> Verdict {
             | Request::Resume { .. }
             | Request::Snapshot
             | Request::SetLifetime
-            | Request::SetEgress
+            | Request::Change
             | Request::Expire => Deny(Denial::Unknown),
         };
     };
@@ -119,7 +120,7 @@ pub(super) fn decide(state: Option<&State>, request: Request) -> Verdict {
         (Request::Resume { has_snapshot: true }, State::Dead(_)) => Accept,
 
         (
-            Request::Snapshot | Request::SetLifetime | Request::SetEgress,
+            Request::Snapshot | Request::SetLifetime | Request::Change,
             State::Running | State::Paused,
         ) => Accept,
 
@@ -142,7 +143,7 @@ pub(super) fn decide(state: Option<&State>, request: Request) -> Verdict {
             | Request::Resume { .. }
             | Request::Snapshot
             | Request::SetLifetime
-            | Request::SetEgress
+            | Request::Change
             | Request::Evict,
             _,
         ) => Deny(Denial::State),
@@ -181,7 +182,7 @@ mod tests {
         Request::Resume { has_snapshot: false },
         Request::Snapshot,
         Request::SetLifetime,
-        Request::SetEgress,
+        Request::Change,
         Request::Expire,
         Request::Evict,
         Request::Destroy,

@@ -377,18 +377,15 @@ impl Registry {
     pub(in crate::capsule) fn note_activity(&self, id: CapsuleId) -> Result<(), Error> {
         let mut capsules = self.lock();
         let capsule = capsules.get_mut(&id).ok_or_else(|| Error::unknown(id))?;
-        capsule.active = Instant::now();
+        capsule.use_at(Instant::now());
         check(id, Some(&capsule.state), Request::SetLifetime).map(drop)
     }
 
-    /// Checks that a capsule takes rules for outgoing connections; returns its machine, if any.
-    pub(in crate::capsule) fn begin_set_egress(
-        &self,
-        id: CapsuleId,
-    ) -> Result<Option<Running>, Error> {
+    /// Checks that a capsule takes another setting; returns its machine, if any.
+    pub(in crate::capsule) fn begin_change(&self, id: CapsuleId) -> Result<Option<Running>, Error> {
         let capsules = self.lock();
         let capsule = capsules.get(&id).ok_or_else(|| Error::unknown(id))?;
-        check(id, Some(&capsule.state), Request::SetEgress)?;
+        check(id, Some(&capsule.state), Request::Change)?;
         Ok(capsule.running.clone())
     }
 }

@@ -27,7 +27,7 @@ impl Stubborn {
             machine: Arc::clone(&machine) as Arc<dyn Machine>,
             guest: Guest::new(nowhere, "", 1, Tasks::default()),
         };
-        let ready = Ready { running, stages: Vec::new(), kind: None, life: Lifetime::default() };
+        let ready = Ready { running, kind: None, life: Lifetime::default() };
         liveness::run(&manager.host, id, ready);
         (manager, id, machine)
     }
