@@ -16,7 +16,8 @@ pub(crate) async fn rotate_token(app: &App, caller: Caller, id: CapsuleId) -> Re
     get(app, caller, id).await?;
     let token = random_hex(32);
     let mut tx = app.db.begin().await?;
-    let set = db::capsules::set_traffic_token(&mut *tx, caller.team, id, &token).await?;
+    let set =
+        db::capsules::set_traffic_token(&mut *tx, caller.team, id, &token, &caller.by).await?;
     if !set {
         return Err(Error::NotFound("capsule"));
     }
@@ -31,7 +32,7 @@ pub(crate) async fn rotate_token(app: &App, caller: Caller, id: CapsuleId) -> Re
 pub(crate) async fn rotate_links(app: &App, caller: Caller, id: CapsuleId) -> Result<()> {
     get(app, caller, id).await?;
     let mut tx = app.db.begin().await?;
-    if !db::capsules::rotate_links(&mut *tx, caller.team, id).await? {
+    if !db::capsules::rotate_links(&mut *tx, caller.team, id, &caller.by).await? {
         return Err(Error::NotFound("capsule"));
     }
     let entry = Entry::new(caller.team, caller.by, "capsule.rotate_links", id);

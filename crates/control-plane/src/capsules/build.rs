@@ -6,11 +6,12 @@ use super::start::start;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db::builds::Build;
+use crate::db::capsule_names::NewName;
 use crate::db::capsules::Capsule;
 use crate::error::Result;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use types::{CapsuleId, Egress, HostId, Isolation, OnTimeout};
+use types::{CapsuleId, Egress, HostId, Isolation, LogPolicy, OnTimeout};
 
 /// Time after the build's own end at which the host ends a forgotten capsule.
 const SPARE: Duration = Duration::from_secs(600);
@@ -63,9 +64,13 @@ pub(crate) async fn start_for_build(
         host_header: None,
         egress: Egress::default(),
         metadata: BTreeMap::new(),
+        // The build has a log of its own.
+        logs: Some(LogPolicy::None),
     };
     let work = BuildWork { build: build.id, id, created_by_key: build.created_by_key };
     let spec = CreateSpec {
+        name: NewName::None,
+        fork_of: None,
         source: Source { template, size: build.size(), origin },
         settings,
         options: CreateOptions::default(),

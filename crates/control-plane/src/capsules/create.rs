@@ -4,8 +4,8 @@
 use super::detached::detached;
 use super::ports::{check_exposed, too_many_public};
 use super::spec::{CreateOptions, CreateSpec, Origin, Settings, Source};
-use super::start::start;
-use super::{idempotency, network, timeouts};
+use super::start::{STAGES, start};
+use super::{idempotency, named, network, timeouts};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db;
@@ -18,9 +18,9 @@ use crate::limits::{METADATA_MAX, PUBLIC_PORTS_MAX};
 use crate::policy::{Action, Resource};
 use crate::templates::{self, Startable};
 use recipe::names::Reference;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use types::resources::{MAX_TIMEOUT_SEC, Resources, in_range};
-use types::{Egress, Isolation, names};
+use types::{Egress, Isolation, LogPolicy, names};
 
 /// Placeholder for the port in a capsule's `Host` header.
 pub(crate) const HOST_PORT: &str = "${PORT}";
@@ -35,13 +35,16 @@ pub(crate) async fn create(
     let name = wanted.template.clone().unwrap_or_else(|| "base".to_owned());
     let reference = templates::read_name("template", &name)?;
     let (ports, egress) = check(&wanted)?;
+    let new_name = named::read(wanted.name.clone())?;
     let on_timeout = timeouts::read_on_timeout(wanted.on_timeout.as_deref())?;
+    let logs = wanted.logs.as_deref().map(str::parse::<LogPolicy>).transpose()?;
     if let Some(key) = &options.idempotency_key
         && let Some(capsule) = idempotency::find_previous(app, caller, key).await?
     {
         return Ok(capsule);
     }
-    let source = find_source(app, caller, &reference, &wanted).await?;
+    let finding = Box::pin(find_source(app, caller, &reference, &wanted));
+    let source = daemon::stage(STAGES, "found", finding).await?;
     let settings = Settings {
         idle_sec: wanted.idle_timeout.filter(|idle| *idle > 0),
         timeout: wanted.lifetime,
@@ -52,9 +55,11 @@ pub(crate) async fn create(
         host_header: wanted.host_header,
         egress,
         metadata: wanted.metadata,
+        logs,
     };
     let (host_tags, envs) = (wanted.host_tags, wanted.envs);
-    let spec = CreateSpec { source, settings, options, work: None, host_tags, envs };
+    let (name, fork_of) = (new_name, None);
+    let spec = CreateSpec { name, fork_of, source, settings, options, work: None, host_tags, envs };
     let at = app.clone();
     Box::pin(detached(app, async move { start(&at, caller, spec).await })).await
 }
@@ -62,10 +67,7 @@ pub(crate) async fn create(
 /// Checks a request's settings. Returns the public ports and the outbound rules.
 fn check(wanted: &api::CreateCapsule) -> Result<(BTreeSet<u16>, Egress)> {
     names::check_envs("envs", &wanted.envs)?;
-    let metadata: usize = wanted.metadata.iter().map(|(k, v)| k.len() + v.len()).sum();
-    if metadata > METADATA_MAX {
-        return Err(Error::invalid("metadata", "must be at most 16 KiB in total"));
-    }
+    check_metadata(&wanted.metadata)?;
     let ports = wanted.public_ports.iter().copied().collect::<BTreeSet<u16>>();
     ports.iter().try_for_each(|port| check_exposed("public_ports", *port))?;
     if ports.len() > PUBLIC_PORTS_MAX {
@@ -77,6 +79,15 @@ fn check(wanted: &api::CreateCapsule) -> Result<(BTreeSet<u16>, Egress)> {
     let host_header = wanted.host_header.as_deref();
     host_header.map_or(Ok(()), check_host_header)?;
     Ok((ports, network::read(&wanted.network)?))
+}
+
+/// Checks the size of metadata.
+pub(super) fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<()> {
+    let bytes: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+    match bytes > METADATA_MAX {
+        true => Err(Error::invalid("metadata", "must be at most 16 KiB in total")),
+        false => Ok(()),
+    }
 }
 
 /// Resolves a name to a template and its version or, failing that, to a snapshot.

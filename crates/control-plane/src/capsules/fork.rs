@@ -5,10 +5,11 @@ use super::detached::detached;
 use super::settle::settled;
 use super::spec::{CreateOptions, CreateSpec, Origin, Settings, Source};
 use super::start::start;
-use super::{timeouts, to_api_for_maker};
+use super::{named, timeouts, to_api_for_maker};
 use crate::app::App;
 use crate::audit::Actor;
 use crate::auth::Caller;
+use crate::db::capsule_names::NewName;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::snapshots;
@@ -50,6 +51,10 @@ pub(crate) async fn fork(
     let count = wanted.count.unwrap_or(1);
     in_range("count", count, 1, MOST)?;
     timeouts::check_timeout(wanted.lifetime)?;
+    let name = named::read(wanted.name.clone())?;
+    if name != NewName::None && count > 1 {
+        return Err(Error::invalid("name", "needs a `count` of 1"));
+    }
     let source = settled(app, caller, id).await?;
     // A caller confined to this capsule would not see the forks.
     if caller.confinement.capsule.is_some() {
@@ -58,23 +63,41 @@ pub(crate) async fn fork(
     if !matches!(source.state, CapsuleState::Running | CapsuleState::Paused) {
         return Err(Error::NotRunning(source.state));
     }
-    let (at, timeout) = (app.clone(), wanted.lifetime);
-    detached(app, async move { start_children(&at, caller, &source, count, timeout).await }).await
+    let copies = Copies { count, timeout: wanted.lifetime, name };
+    let at = app.clone();
+    let work = async move {
+        let work = Box::pin(start_children(&at, caller, &source, copies));
+        daemon::operation("wrenn_capsule_fork_seconds", "fork", work).await
+    };
+    detached(app, work).await
 }
 
-/// Takes a snapshot of the source, starts `count` capsules from it and removes it again.
+/// Capsules that a fork is to make.
+struct Copies {
+    count: u32,
+    timeout: Option<u32>,
+    /// Name of the only copy. Without one, the names follow from the source's.
+    name: NewName,
+}
+
+/// Takes a snapshot of the source, starts the copies from it and removes it again.
 async fn start_children(
     app: &App,
     caller: Caller,
     source: &Capsule,
-    count: u32,
-    timeout: Option<u32>,
+    copies: Copies,
 ) -> Result<Forked> {
-    let taken = snapshots::take(app, caller, source, None, true, false).await?;
+    let Copies { count, timeout, name } = copies;
+    let name = match (name, &source.name) {
+        (NewName::None, Some(own)) => NewName::CopyOf(own.clone()),
+        (name, _) => name,
+    };
+    let taking = Box::pin(snapshots::take(app, caller, source, None, true, false));
+    let taken = daemon::stage("wrenn_capsule_fork_stage_seconds", "snapshot", taking).await?;
     let snapshot = taken.id;
     daemon::failpoint("control.forked").map_err(|e| Error::Internal(e.into()))?;
     let made = futures::stream::iter(0..count)
-        .map(|_| start(app, caller, child(source, snapshot, timeout)))
+        .map(|_| start(app, caller, child(source, snapshot, timeout, &name)))
         .buffer_unordered(AT_ONCE)
         .collect::<Vec<_>>()
         .await;
@@ -98,8 +121,15 @@ async fn start_children(
 }
 
 /// Makes the specification of a fork. It has the settings of its source.
-fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> CreateSpec {
+fn child(
+    source: &Capsule,
+    snapshot: SnapshotId,
+    timeout: Option<u32>,
+    name: &NewName,
+) -> CreateSpec {
     CreateSpec {
+        name: name.clone(),
+        fork_of: Some(source.id),
         source: Source {
             template: source.template.clone(),
             size: Resources {
@@ -128,6 +158,7 @@ fn child(source: &Capsule, snapshot: SnapshotId, timeout: Option<u32>) -> Create
             host_header: source.host_header.clone(),
             egress: source.egress.0.clone(),
             metadata: source.metadata.0.clone(),
+            logs: Some(source.logs),
         },
         options: CreateOptions { e2b: source.e2b, idempotency_key: None },
         work: None,

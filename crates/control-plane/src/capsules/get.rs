@@ -12,6 +12,17 @@ use types::CapsuleId;
 /// capsule is noted in the audit log.
 pub(crate) async fn get(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
     let found = db::capsules::find(&app.db, caller.team, id).await?;
+    seen(app, caller, id, found).await
+}
+
+/// Returns a capsule as [`get`] does, also after its end, as long as its row is kept.
+pub(crate) async fn get_ever(app: &App, caller: Caller, id: CapsuleId) -> Result<Capsule> {
+    let found = db::capsules::find_ever(&app.db, caller.team, id).await?;
+    seen(app, caller, id, found).await
+}
+
+/// Returns a row that was found, if the caller may see it.
+async fn seen(app: &App, caller: Caller, id: CapsuleId, found: Option<Capsule>) -> Result<Capsule> {
     if let Some(capsule) = found.filter(|capsule| caller.sees(capsule)) {
         return Ok(capsule);
     }

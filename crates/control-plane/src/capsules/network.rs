@@ -79,7 +79,7 @@ pub(crate) async fn set(
     let what = json!({ "allow": allow, "deny": deny });
     let entry = Entry::new(caller.team, caller.by, "capsule.set_network", id).with(what);
     let mut tx = app.db.begin().await?;
-    db::capsules::set_egress(&mut *tx, id, &egress).await?;
+    db::capsules::set_egress(&mut *tx, id, &egress, &caller.by).await?;
     db::audit::write(&mut *tx, &entry).await?;
     tx.commit().await?;
     daemon::failpoint("control.network").map_err(|e| Error::Internal(e.into()))?;

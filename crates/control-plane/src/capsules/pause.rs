@@ -11,8 +11,12 @@ use crate::auth::Caller;
 use crate::db;
 use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
+use daemon::stage;
 use protocol::host::PauseCapsuleRequest;
 use types::{CapsuleId, CapsuleState};
+
+/// Histogram of a pause's stages.
+const STAGES: &str = "wrenn_capsule_pause_stage_seconds";
 
 /// Names a pause by its parameters.
 fn pause_name(memory: bool) -> &'static str {
@@ -45,16 +49,29 @@ pub(crate) async fn pause(
             return if has_failed(&seen, &capsule) { Err(failed()) } else { Ok(capsule) };
         }
         let at = app.clone();
-        let paused =
-            detached(
-                app,
-                async move { Box::pin(pause_running(&at, caller, capsule, memory)).await },
-            );
-        if let Some(paused) = paused.await? {
+        let work = async move {
+            let work = Box::pin(pause_running(&at, caller, capsule, memory));
+            daemon::operation("wrenn_capsule_pause_seconds", "pause", work).await
+        };
+        if let Some(paused) = detached(app, work).await? {
             return Ok(paused);
         }
     }
     Err(busy())
+}
+
+/// Moves the row to `pausing`. Returns the new generation, or `None` when another change was faster.
+async fn begin(app: &App, caller: Caller, capsule: &Capsule, memory: bool) -> Result<Option<u64>> {
+    let (id, seen) = (capsule.id, capsule.generation);
+    let mut tx = app.db.begin().await?;
+    let (name, by) = (pause_name(memory), &caller.by);
+    let begun = db::capsules::begin_pause(&mut *tx, id, seen, name, by).await?;
+    if begun.is_some() {
+        let entry = Entry::new(capsule.team_id, caller.by, "capsule.pause", id);
+        db::audit::write(&mut *tx, &entry).await?;
+    }
+    tx.commit().await?;
+    Ok(begun)
 }
 
 /// Pauses a capsule that was seen running. Returns `None` when another change was faster.
@@ -64,14 +81,8 @@ async fn pause_running(
     capsule: Capsule,
     memory: bool,
 ) -> Result<Option<Capsule>> {
-    let (id, seen) = (capsule.id, capsule.generation);
-    let mut tx = app.db.begin().await?;
-    let begun = db::capsules::begin_pause(&mut *tx, id, seen, pause_name(memory)).await?;
-    if begun.is_some() {
-        let entry = Entry::new(capsule.team_id, caller.by, "capsule.pause", id);
-        db::audit::write(&mut *tx, &entry).await?;
-    }
-    tx.commit().await?;
+    let id = capsule.id;
+    let begun = stage(STAGES, "begun", Box::pin(begin(app, caller, &capsule, memory))).await?;
     app.routes.forget(id);
     let Some(generation) = begun else { return Ok(None) };
     let request = PauseCapsuleRequest {
@@ -81,10 +92,14 @@ async fn pause_running(
         ..Default::default()
     };
     daemon::failpoint("control.pausing").map_err(|e| Error::Internal(e.into()))?;
-    match app.agent_of(&capsule)?.pause(request).await {
+    let agent = app.agent_of(&capsule)?;
+    match stage(STAGES, "host", Box::pin(agent.pause(request))).await {
         Ok(()) => {
-            transition(app, id, generation, CapsuleState::Paused, None, caller.by).await?;
-            get(app, caller, id).await.map(Some)
+            let completing = async {
+                transition(app, id, generation, CapsuleState::Paused, None, caller.by).await?;
+                get(app, caller, id).await.map(Some)
+            };
+            stage(STAGES, "committed", Box::pin(completing)).await
         }
         // The capsule may be paused all the same. The reconciler asks the host.
         Err(Error::HostUnavailable) => Err(Error::HostUnavailable),

@@ -36,6 +36,9 @@ pub(crate) struct Listener {
     pub port: u16,
     pub address: IpAddr,
     pub program: Option<String>,
+    /// Process id of the program. An earlier envd does not report it.
+    #[serde(default)]
+    pub pid: Option<u32>,
 }
 
 /// Lists the servers that listen in a running capsule of the caller's team.
@@ -125,9 +128,9 @@ pub(crate) async fn set_public(
     if public {
         check_exposed("port", port)?;
     }
-    let most = i32::try_from(PUBLIC_PORTS_MAX).unwrap_or(i32::MAX);
     let mut tx = app.db.begin().await?;
-    let set = db::capsules::set_public(&mut *tx, caller.team, id, port, public, most).await?;
+    let by = &caller.by;
+    let set = db::capsules::set_public(&mut *tx, caller.team, id, port, public, by).await?;
     let what = json!({ "port": port, "public": public });
     let entry = Entry::new(caller.team, caller.by, "capsule.set_port", id).with(what);
     if set.is_some() {
@@ -145,15 +148,15 @@ mod tests {
     #[test]
     fn listeners_exclude_envd_and_control_characters() {
         let answer = r#"[
-            {"port": 8000, "address": "127.0.0.1", "program": "py\u001b[31mthon"},
+            {"port": 8000, "address": "127.0.0.1", "program": "py\u001b[31mthon", "pid": 7},
             {"port": 8000, "address": "::1", "program": "\n", "more": 1},
             {"port": 49983, "address": "0.0.0.0"}, {"port": 0, "address": "0.0.0.0"}
         ]"#;
         let shown = read(answer.as_bytes()).unwrap();
         let program = Some("py[31mthon".to_owned());
         let wanted = [
-            Listener { port: 8000, address: "127.0.0.1".parse().unwrap(), program },
-            Listener { port: 8000, address: "::1".parse().unwrap(), program: None },
+            Listener { port: 8000, address: "127.0.0.1".parse().unwrap(), program, pid: Some(7) },
+            Listener { port: 8000, address: "::1".parse().unwrap(), program: None, pid: None },
         ];
         assert_eq!(shown, wanted);
     }

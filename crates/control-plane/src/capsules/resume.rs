@@ -17,8 +17,12 @@ use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::quota::Quota;
 use crate::scheduler::{Holders, PlacementRequest};
+use daemon::stage;
 use protocol::host::{ResumeCapsuleRequest, StoredCapsule, StoredSnapshot};
 use types::{CapsuleId, CapsuleState, HostId, Isolation};
+
+/// Histogram of a resume's stages.
+const STAGES: &str = "wrenn_capsule_resume_stage_seconds";
 
 /// Options of a resume.
 #[derive(Debug, Clone, Copy, Default)]
@@ -81,7 +85,11 @@ pub(crate) async fn resume(
         ));
     }
     let at = app.clone();
-    detached(app, async move { Box::pin(resume_paused(&at, caller, capsule, wanted)).await }).await
+    let work = async move {
+        let work = Box::pin(resume_paused(&at, caller, capsule, wanted));
+        daemon::operation("wrenn_capsule_resume_seconds", "resume", work).await
+    };
+    detached(app, work).await
 }
 
 /// Resumes a capsule that was seen paused or lost.
@@ -92,8 +100,10 @@ async fn resume_paused(
     wanted: ResumeRequest,
 ) -> Result<Capsule> {
     let (id, before) = (capsule.id, capsule.state);
-    let host = place(app, &capsule).await?;
-    let Some(generation) = begin(app, caller, &capsule, host, &wanted.name()).await? else {
+    let host = stage(STAGES, "placed", Box::pin(place(app, &capsule))).await?;
+    let operation = wanted.name();
+    let beginning = Box::pin(begin(app, caller, &capsule, host, &operation));
+    let Some(generation) = stage(STAGES, "begun", beginning).await? else {
         // Another change was faster, perhaps to the same end.
         wanted.joins(&get(app, caller, id).await?)?;
         let capsule = settled(app, caller, id).await?;
@@ -103,20 +113,19 @@ async fn resume_paused(
     app.routes.forget(id);
     let request = request(&capsule, host, generation, wanted);
     daemon::failpoint("control.resuming").map_err(|e| Error::Internal(e.into()))?;
-    let clock = std::time::Instant::now();
-    match app.agent(host).resume(request).await {
+    let agent = app.agent(host);
+    match stage(STAGES, "host", Box::pin(agent.resume(request))).await {
         Ok(started) => {
-            metrics::histogram!("wrenn_capsule_resume_seconds")
-                .record(clock.elapsed().as_secs_f64());
-            complete(app, caller, &capsule, generation, started).await
+            let completing = Box::pin(complete(app, caller, &capsule, generation, started));
+            stage(STAGES, "committed", completing).await
         }
         // The capsule may run, or be about to. The reconciler asks the host.
         Err(Error::HostUnavailable) => Err(Error::HostUnavailable),
         Err(error) => {
             // The capsule is still on its former host.
             db::capsules::place_back(&app.db, generation, &capsule).await?;
-            transition(app, id, generation, before, capsule.error.as_deref(), Actor::SYSTEM)
-                .await?;
+            let by = Actor::SYSTEM.because("resume_failed");
+            transition(app, id, generation, before, capsule.error.as_deref(), by).await?;
             Err(error)
         }
     }
@@ -135,7 +144,8 @@ async fn begin(
     let quota = Quota::of(app, caller).await?;
     let mut tx = app.db.begin().await?;
     quota.admit_again(&mut tx, capsule).await?;
-    let resumed = db::capsules::resume_on(&mut *tx, id, seen, host, operation).await?;
+    let by = &caller.by;
+    let resumed = db::capsules::resume_on(&mut *tx, id, seen, host, operation, by).await?;
     if resumed.is_some() {
         let entry = Entry::new(capsule.team_id, caller.by, "capsule.resume", id);
         db::audit::write(&mut *tx, &entry).await?;
@@ -160,6 +170,7 @@ fn request(
         cold: wanted.cold,
         stored: stored_capsule(capsule, moves.then_some(generation)).into(),
         egress: network::wire(&capsule.egress).into(),
+        logs: capsule.logs.to_string(),
         ..Default::default()
     }
 }
@@ -174,7 +185,7 @@ async fn complete(
 ) -> Result<Capsule> {
     let id = before.id;
     let left = started.left.map(|left| left.as_secs_f64());
-    let row = match set_running(app, id, generation, left).await? {
+    let row = match set_running(app, id, generation, left, caller.by).await? {
         Some(row) => row,
         // The reconciler was faster, or someone deletes the capsule.
         None => {

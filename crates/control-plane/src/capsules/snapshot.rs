@@ -1,13 +1,14 @@
 //! Takes named snapshots of capsules for their owners. `snapshots` has the rest.
 
 use super::detached::detached;
+use super::named;
 use super::settle::settled;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db::snapshots::Snapshot;
 use crate::error::{Error, Result};
 use crate::{db, snapshots};
-use types::{CapsuleId, CapsuleState, SnapshotId, names};
+use types::{CapsuleState, SnapshotId, names};
 
 /// Takes a snapshot of a capsule, which stays in its state.
 pub(crate) async fn snapshot(
@@ -15,8 +16,8 @@ pub(crate) async fn snapshot(
     caller: Caller,
     wanted: api::CreateSnapshot,
 ) -> Result<Snapshot> {
-    let wrong = |_| Error::invalid("capsule_id", "is not a capsule id");
-    let id: CapsuleId = wanted.capsule_id.parse().map_err(wrong)?;
+    let wrong = || Error::invalid("capsule_id", "is not the id or name of a capsule");
+    let id = named::find_id(app, caller, &wanted.capsule_id).await?.ok_or_else(wrong)?;
     // A capsule that a confined key may not see does not exist for that key.
     let capsule = settled(app, caller, id).await?;
     snapshots::check_may(caller)?;

@@ -1,14 +1,17 @@
 //! Specification of a capsule to start: its source, its settings, and what only its start needs.
 
 use super::idempotency::IdempotencyKey;
+use crate::db::capsule_names::NewName;
+use crate::db::capsules::ParentKind;
 use crate::scheduler::Holders;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use types::resources::Resources;
 use types::{
-    ApiKeyId, BuildId, CapsuleId, Egress, HostId, Isolation, OnTimeout, SnapshotId, TeamId,
-    TemplateId,
+    ApiKeyId, BuildId, CapsuleId, Egress, HostId, Isolation, LogPolicy, OnTimeout, SnapshotId,
+    TeamId, TemplateId,
 };
+use uuid::Uuid;
 
 /// Options of a create that depend on the API it came by.
 #[derive(Default)]
@@ -31,6 +34,9 @@ pub(super) struct BuildWork {
 
 /// A capsule to start.
 pub(super) struct CreateSpec {
+    pub name: NewName,
+    /// Capsule that this one is a fork of.
+    pub fork_of: Option<CapsuleId>,
     pub source: Source,
     pub settings: Settings,
     pub options: CreateOptions,
@@ -40,6 +46,17 @@ pub(super) struct CreateSpec {
     pub host_tags: Vec<String>,
     /// Environment of the guest's programs.
     pub envs: BTreeMap<String, String>,
+}
+
+impl CreateSpec {
+    /// Returns the capsule, template or snapshot that the capsule descends from.
+    pub(super) fn parent(&self) -> Option<(ParentKind, Uuid)> {
+        let origin = &self.source.origin;
+        let template = || origin.template_id().map(|id| (ParentKind::Template, id.0));
+        let snapshot = || origin.snapshot().map(|id| (ParentKind::Snapshot, id.0));
+        let capsule = self.fork_of.map(|id| (ParentKind::Capsule, id.0));
+        capsule.or_else(template).or_else(snapshot)
+    }
 }
 
 /// Source of a capsule's machine, and the size of that machine.
@@ -168,4 +185,6 @@ pub(super) struct Settings {
     pub host_header: Option<String>,
     pub egress: Egress,
     pub metadata: BTreeMap<String, String>,
+    /// Output that the capsule's log keeps; `None` for the team's setting.
+    pub logs: Option<LogPolicy>,
 }

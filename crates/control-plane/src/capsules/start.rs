@@ -2,35 +2,45 @@
 //! not answer, another one is tried.
 
 use super::delete::remove;
+use super::join::RACES;
 use super::spec::{BuildWork, CreateSpec};
 use super::transition::set_running;
-use super::{idempotency, network, timeouts};
+use super::{idempotency, named, network, timeouts};
 use crate::agent::Started;
 use crate::app::App;
 use crate::audit::Entry;
 use crate::auth::Caller;
 use crate::db;
+use crate::db::capsule_names::NewName;
 use crate::db::capsules::Capsule;
 use crate::db::new_capsule::{Inserted, NewCapsule};
 use crate::error::{Error, Result};
 use crate::quota::Quota;
 use crate::scheduler::PlacementRequest;
 use crate::secret::{new_envd_token, random_hex};
+use daemon::stage;
 use protocol::host::CreateCapsuleRequest;
 use serde_json::json;
 use sqlx::types::Json;
 use std::time::Duration;
 use time::OffsetDateTime;
-use types::{CapsuleId, CapsuleState};
+use types::{CapsuleId, CapsuleState, LogPolicy};
 
 /// Most hosts that are tried for one create.
 const HOSTS_MAX: usize = 3;
+/// Histogram of a create's stages.
+pub(super) const STAGES: &str = "wrenn_capsule_create_stage_seconds";
 
 /// Inserts a capsule's row and has a host make its machine.
 pub(super) async fn start(app: &App, caller: Caller, wanted: CreateSpec) -> Result<Capsule> {
-    let row = row(caller, &wanted);
-    let request = request(&row, &wanted);
+    let work = Box::pin(place_and_make(app, caller, wanted));
+    daemon::operation("wrenn_capsule_create_seconds", "create", work).await
+}
+
+async fn place_and_make(app: &App, caller: Caller, wanted: CreateSpec) -> Result<Capsule> {
     let quota = Quota::of(app, caller).await?;
+    let row = row(caller, &wanted, quota.logs());
+    let request = request(&row, &wanted);
     let origin = &wanted.source.origin;
     let placement = PlacementRequest {
         team: caller.team,
@@ -45,12 +55,16 @@ pub(super) async fn start(app: &App, caller: Caller, wanted: CreateSpec) -> Resu
         quota.rate(app)?;
     }
     let ready_within = origin.version().map_or(Duration::ZERO, |version| version.ready_within);
-    let host = app.fleet.place(&placement).await?;
+    let host = stage(STAGES, "placed", app.fleet.place(&placement)).await?;
     let mut row = Capsule { host_id: Some(host), ..row };
-    insert(app, caller, &quota, &row, &wanted).await?;
+    let inserting = Box::pin(insert_named(app, caller, &quota, &row, &wanted));
+    stage(STAGES, "inserted", inserting).await?;
     daemon::failpoint("control.starting").map_err(|e| Error::Internal(e.into()))?;
     match make(app, &mut row, request, &placement, ready_within).await {
-        Ok(started) => mark_running(app, caller, &row, started).await,
+        Ok(started) => {
+            let marking = Box::pin(mark_running(app, caller, &row, started));
+            stage(STAGES, "committed", marking).await
+        }
         Err(error) => {
             metrics::counter!("wrenn_capsule_creates_failed_total").increment(1);
             // If the removal fails, the reconciler repeats it.
@@ -58,6 +72,25 @@ pub(super) async fn start(app: &App, caller: Caller, wanted: CreateSpec) -> Resu
                 tracing::warn!(id = %row.id, error = %undo, "cannot undo a failed create");
             }
             Err(error)
+        }
+    }
+}
+
+/// Inserts the row. Another capsule may take the free name of a copy meanwhile. The next free name
+/// is tried then.
+async fn insert_named(
+    app: &App,
+    caller: Caller,
+    quota: &Quota,
+    row: &Capsule,
+    wanted: &CreateSpec,
+) -> Result<()> {
+    let mut tries = if matches!(wanted.name, NewName::CopyOf(_)) { RACES } else { 1 };
+    loop {
+        tries -= 1;
+        match insert(app, caller, quota, row, wanted).await {
+            Err(Error::NameTaken(_)) if tries > 0 => {}
+            done => return done,
         }
     }
 }
@@ -77,12 +110,17 @@ async fn insert(
     let key = wanted.options.idempotency_key.as_ref();
     let new = NewCapsule {
         row,
+        name: &wanted.name,
+        by: caller.by.principal,
         entry: wanted.work.is_none().then_some(&entry),
         key: key.map(|key| (key.key.as_str(), &key.request)),
         most: quota.most(row),
     };
     let inserted = match (wanted.work, quota.bound_key()) {
-        (None, None) => db::new_capsule::insert(&app.db, &new).await.map_err(lost_origin)?,
+        (None, None) => {
+            let inserted = db::new_capsule::insert(&app.db, &new).await;
+            inserted.map_err(|error| not_inserted(error, new.name))?
+        }
         // The checks count what the statement would count again.
         (work, _) => insert_checked(app, quota, &NewCapsule { most: None, ..new }, work).await?,
     };
@@ -117,14 +155,20 @@ async fn insert_checked(
             }
         }
     }
-    let inserted = db::new_capsule::insert(&mut *tx, new).await.map_err(lost_origin)?;
+    let inserted = db::new_capsule::insert(&mut *tx, new).await;
+    let inserted = inserted.map_err(|error| not_inserted(error, new.name))?;
     tx.commit().await?;
     Ok(inserted)
 }
 
-/// Converts the error of an insert. The template or its version may have been deleted since the
-/// request resolved them.
-fn lost_origin(error: sqlx::Error) -> Error {
+/// Converts the error of an insert. Another capsule may have the name. The template or its version
+/// may have been deleted since the request resolved them.
+fn not_inserted(error: sqlx::Error, name: &NewName) -> Error {
+    if let NewName::Given(name) | NewName::CopyOf(name) = name
+        && db::capsule_names::is_taken(&error)
+    {
+        return named::refused(error, name);
+    }
     let origins = ["capsules_version_id_fkey", "capsules_template_id_fkey"];
     let constraint = error.as_database_error().and_then(|error| error.constraint());
     match constraint.is_some_and(|name| origins.contains(&name)) {
@@ -133,12 +177,14 @@ fn lost_origin(error: sqlx::Error) -> Error {
     }
 }
 
-/// Makes the row of a capsule that is about to start. Placement chooses its host later.
-fn row(caller: Caller, wanted: &CreateSpec) -> Capsule {
+/// Makes the row of a capsule that is about to start. Placement chooses its host later. `logs` is
+/// the team's setting.
+fn row(caller: Caller, wanted: &CreateSpec, logs: LogPolicy) -> Capsule {
     let (source, settings) = (&wanted.source, &wanted.settings);
     let now = OffsetDateTime::now_utc();
     let work = wanted.work;
     let id = work.map_or_else(CapsuleId::new, |work| work.id);
+    let parent = wanted.parent();
     Capsule {
         id,
         team_id: caller.team,
@@ -177,9 +223,22 @@ fn row(caller: Caller, wanted: &CreateSpec) -> Capsule {
         age: 0.0,
         error: None,
         metadata: Json(settings.metadata.clone()),
+        logs: settings.logs.unwrap_or(logs),
         created_at: now,
         started_at: None,
         updated_at: now,
+        // The insert sets name and creator.
+        name: None,
+        created_by_type: None,
+        created_by_id: None,
+        created_by_label: None,
+        parent_type: parent.map(|(kind, _)| kind),
+        parent_id: parent.map(|(_, id)| id),
+        state_since: now,
+        paused_at: None,
+        last_active_at: now,
+        ended_at: None,
+        isolation: None,
     }
 }
 
@@ -203,6 +262,7 @@ fn request(row: &Capsule, wanted: &CreateSpec) -> CreateCapsuleRequest {
         version_id: version.map(|version| version.id.to_string()),
         version_team_id: version.map(|version| version.team.to_string()),
         build_id: row.build_id.map(|id| id.to_string()),
+        logs: row.logs.to_string(),
         ..Default::default()
     }
 }
@@ -215,17 +275,14 @@ async fn make(
     placement: &PlacementRequest<'_>,
     ready_within: Duration,
 ) -> Result<Started> {
-    let clock = std::time::Instant::now();
     let mut tried = Vec::new();
     loop {
         let generation = row.generation;
         let request = CreateCapsuleRequest { generation, ..request.clone() };
-        let error = match app.agent_of(row)?.create(request, ready_within).await {
-            Ok(started) => {
-                metrics::histogram!("wrenn_capsule_create_seconds")
-                    .record(clock.elapsed().as_secs_f64());
-                return Ok(started);
-            }
+        let agent = app.agent_of(row)?;
+        let making = Box::pin(agent.create(request, ready_within));
+        let error = match stage(STAGES, "host", making).await {
+            Ok(started) => return Ok(started),
             Err(error @ (Error::NoCapacity(_) | Error::HostUnavailable)) => error,
             Err(error) => return Err(error),
         };
@@ -255,7 +312,7 @@ async fn mark_running(
 ) -> Result<Capsule> {
     let Started { left, booted } = started;
     let left = left.map(|left| left.as_secs_f64());
-    if let Some(row) = set_running(app, row.id, row.generation, left).await? {
+    if let Some(row) = set_running(app, row.id, row.generation, left, caller.by).await? {
         return Ok(Capsule { booted, ..row });
     }
     // The reconciler was faster, or someone deletes the capsule. A deletion removes the machine

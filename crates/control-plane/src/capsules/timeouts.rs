@@ -79,7 +79,8 @@ pub(crate) async fn set_lifetime(
     let (on_timeout, idle_sec) = (capsule.on_timeout, capsule.idle_sec);
     let rules = Rules { on_timeout, idle_sec };
     let mut tx = app.db.begin().await?;
-    db::capsules::set_lifetime(&mut *tx, id, capsule.generation, left, &rules).await?;
+    let (seen, by) = (capsule.generation, &caller.by);
+    db::capsules::set_lifetime(&mut *tx, id, seen, left, &rules, by).await?;
     let idle = idle_sec.unwrap_or(0);
     let what = json!({ "lifetime": wanted.lifetime, "on_timeout": on_timeout, "idle_timeout": idle,
         "timeout": wanted.lifetime, "timeout_sec": idle });

@@ -34,11 +34,9 @@ pub(crate) async fn transition(
     error: Option<&str>,
     by: Actor,
 ) -> Result<Option<u64>> {
-    let entry = action(to).map(|action| {
-        let metadata = error.map_or_else(|| json!({}), |error| json!({ "error": error }));
-        MoveEntry { by, action, metadata }
-    });
-    let moved = db::capsules::transition(&app.db, id, seen, to, error, entry.as_ref()).await;
+    let metadata = error.map_or_else(|| json!({}), |error| json!({ "error": error }));
+    let entry = MoveEntry { by, action: action(to), metadata };
+    let moved = db::capsules::transition(&app.db, id, seen, to, error, &entry).await;
     app.routes.forget(id);
     Ok(moved?)
 }
@@ -51,8 +49,9 @@ pub(super) async fn set_running(
     id: CapsuleId,
     seen: u64,
     left: Option<f64>,
+    by: Actor,
 ) -> Result<Option<Capsule>> {
-    let moved = db::capsules::set_running(&app.db, id, seen, left).await;
+    let moved = db::capsules::set_running(&app.db, id, seen, left, &by).await;
     app.routes.forget(id);
     Ok(moved?)
 }
