@@ -3,6 +3,8 @@
 
 mod builds;
 mod failure;
+mod logs;
+mod stats;
 
 pub(crate) use builds::HostBuilds;
 
@@ -14,6 +16,7 @@ use axum::body::Body;
 use connectrpc::client::{CallOptions, ClientBody, ClientConfig, ClientTransport};
 use connectrpc::{CompressionRegistry, ConnectError, ErrorCode};
 use daemon::Tasks;
+use daemon::trace::{TRACEPARENT, TraceParent};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use hop::{Dial, Pool, Stream};
@@ -157,6 +160,8 @@ impl Agents {
 pub(crate) struct Agent {
     host: HostId,
     agents: Agents,
+    /// Set if requests to envd leave an idle capsule idle.
+    passive: bool,
 }
 
 impl ClientTransport for Agent {
@@ -174,7 +179,12 @@ impl ClientTransport for Agent {
 
 impl Agent {
     pub(crate) fn new(host: HostId, agents: Agents) -> Self {
-        Self { host, agents }
+        Self { host, agents, passive: false }
+    }
+
+    /// Returns a client of the same agent whose requests to envd leave an idle capsule idle.
+    pub(crate) fn passive(self) -> Self {
+        Self { passive: true, ..self }
     }
 
     async fn exchange(
@@ -184,6 +194,14 @@ impl Agent {
         let path = request.uri().path_and_query().cloned();
         *request.uri_mut() = path.unwrap_or_else(|| PathAndQuery::from_static("/")).into();
         request.headers_mut().insert(header::HOST, HeaderValue::from_static("agent"));
+        let trace = TraceParent::current().map(|trace| HeaderValue::try_from(trace.to_string()));
+        if let Some(Ok(trace)) = trace {
+            request.headers_mut().insert(TRACEPARENT, trace);
+        }
+        request.headers_mut().remove(protocol::PASSIVE);
+        if self.passive {
+            request.headers_mut().insert(protocol::PASSIVE, HeaderValue::from_static("1"));
+        }
         let sent = self.agents.0.send(&self.host, request).await;
         sent.map(|sent| sent.answer).map_err(|failed| {
             tracing::debug!(host = %self.host, error = %failed.error, "the host did not answer");

@@ -10,6 +10,7 @@ use crate::auth::session;
 use crate::builds::changes::BuildChanges;
 use crate::cache::InvalidationHealth;
 use crate::capsules::waiters::Waiters;
+use crate::db;
 use crate::db::capsules::Capsule;
 use crate::db::listen::Change;
 use crate::domains::{Domains, PublicUrl};
@@ -75,6 +76,8 @@ pub struct App {
     pub(crate) audit_access: bool,
     /// Days for which audit entries are kept; `None` means for ever.
     pub(crate) audit_days: Option<i32>,
+    /// Days for which metrics of capsules are kept; 0 keeps none.
+    pub(crate) metrics_days: u32,
     pub(crate) domains: Domains,
     pub(crate) public: PublicUrl,
     pub(crate) metrics: Metrics,
@@ -105,7 +108,7 @@ impl App {
         if let Some((_, up)) = seen.filter(|(at, _)| at.elapsed() < HEALTH) {
             return up;
         }
-        let up = sqlx::query("SELECT 1").execute(&self.db).await.is_ok();
+        let up = db::pool::probe(&self.db).await.is_ok();
         *seen = Some((Instant::now(), up));
         up
     }

@@ -64,13 +64,20 @@ impl Principal {
 pub(crate) struct Actor {
     pub principal: Principal,
     pub from: Option<IpAddr>,
+    /// Reason why the platform acts by itself, for events. `None` for a client's request.
+    pub reason: Option<&'static str>,
 }
 
 impl Actor {
-    pub(crate) const SYSTEM: Self = Self { principal: Principal::System, from: None };
+    pub(crate) const SYSTEM: Self = Self { principal: Principal::System, from: None, reason: None };
 
     pub(crate) fn user(self, id: UserId) -> Self {
         Self { principal: Principal::User(id), ..self }
+    }
+
+    /// Adds a reason, such as `host_unreachable`.
+    pub(crate) fn because(self, reason: &'static str) -> Self {
+        Self { reason: Some(reason), ..self }
     }
 }
 

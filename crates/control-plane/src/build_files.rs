@@ -3,6 +3,7 @@
 //! that were not used for the longest time.
 
 use crate::app::App;
+use crate::audit::Actor;
 use crate::db;
 use crate::db::build_files::Wanted;
 use crate::db::templates::Template;
@@ -107,7 +108,8 @@ async fn record(app: &App, wanted: Wanted<'_>, template: Option<&Template>) -> R
 /// Removes the rows of the archives that make room. Refuses an archive that does not fit beside
 /// those that builds under way need.
 async fn claim(tx: &mut PgConnection, wanted: Wanted<'_>) -> Result<Vec<String>> {
-    db::limits::hold(tx, wanted.team).await?;
+    // Files have no events, so their transactions need no actor.
+    db::limits::hold(tx, wanted.team, &Actor::SYSTEM).await?;
     let room = db::build_files::make_room(tx, wanted, TEAM_MAX).await?;
     if room.used.saturating_add(wanted.bytes) > TEAM_MAX {
         let (used, most) = (room.used >> 20, TEAM_MAX >> 20);

@@ -128,14 +128,14 @@ async fn enter(
     if !db::teams::hold(&mut *tx, caller.team).await? {
         return Err(Error::NotFound("team"));
     }
-    db::limits::hold(&mut tx, caller.team).await?;
+    db::limits::hold(&mut tx, caller.team, &caller.by).await?;
     let template = template(&mut tx, caller, &name, &wanted, &limits).await?;
     db::builds::supersede(&mut *tx, template.id, &tags, SUPERSEDED).await?;
     check_limits(&mut tx, caller.team, &limits, DECLARED).await?;
     let begun = steps.is_some();
     let row = row(caller, id, &template, wanted.size, steps.as_ref());
     db::builds::insert(&mut *tx, &row, sealed.as_deref()).await?;
-    db::tags::assign(&mut tx, template.id, id, &tags).await?;
+    db::tags::assign(&mut tx, template.id, id, &tags, &caller.by).await?;
     db::templates::touch(&mut *tx, template.id).await?;
     if let Some((_, prepared)) = &steps {
         note_files(&mut tx, &row, prepared).await?;
@@ -318,7 +318,7 @@ pub(crate) async fn begin(app: &App, caller: Caller, id: BuildId, steps: Steps) 
             let Some(part) = refusal.part else { return Err(refusal.error) };
             let (step, message) = (Some(part.to_string()), refusal.error.to_string());
             let reason = Reason { message, step, output: Vec::new() };
-            return match db::builds::fail_waiting(&app.db, id, &reason).await? {
+            return match db::builds::fail_waiting(&app.db, id, &reason, &caller.by).await? {
                 true => Ok(()),
                 false => Err(not_waiting()),
             };
@@ -327,7 +327,7 @@ pub(crate) async fn begin(app: &App, caller: Caller, id: BuildId, steps: Steps) 
     let sealed = steps.login.map(|login| seal(app, id, &spec, login)).transpose()?;
     let limits = app.directory.limits(caller.team).await?;
     let mut tx = app.db.begin().await?;
-    db::limits::hold(&mut tx, caller.team).await?;
+    db::limits::hold(&mut tx, caller.team, &caller.by).await?;
     // A deletion locks the template before its builds, and must see a build that begins.
     if !db::templates::lock_by_id(&mut tx, build.template_id).await? {
         return Err(Error::NotFound("build"));
@@ -386,7 +386,7 @@ pub(crate) async fn cancel(app: &App, caller: Caller, id: BuildId) -> Result<Bui
     let build = get(app, caller, id).await?;
     caller.may(Action::CapsulesAdmin, Resource::Template(build.template_id))?;
     let mut tx = app.db.begin().await?;
-    if db::builds::cancel(&mut *tx, id, CANCELLED).await?.is_none() {
+    if db::builds::cancel(&mut *tx, id, CANCELLED, &caller.by).await?.is_none() {
         tx.rollback().await?;
         return get(app, caller, id).await;
     }

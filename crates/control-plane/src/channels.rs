@@ -24,19 +24,42 @@ const CHANNELS_MAX: i64 = 32;
 /// Longest URL, in bytes.
 const URL_MAX: usize = 2000;
 /// Kinds of events.
-pub(crate) const EVENTS: [&str; 14] = [
+pub(crate) const EVENTS: [&str; 37] = [
     "capsule.created",
     "capsule.running",
+    "capsule.pausing",
     "capsule.paused",
+    "capsule.resuming",
     "capsule.error",
     "capsule.missing",
+    "capsule.stopping",
     "capsule.destroyed",
+    "capsule.changed",
+    "template.created",
+    "template.changed",
+    "template.deleted",
     "template.build.started",
     "template.build.ready",
     "template.build.failed",
     "template.build.cancelled",
     "template.snapshot.created",
     "template.snapshot.deleted",
+    "template.tag.assigned",
+    "template.tag.deleted",
+    "key.created",
+    "key.revoked",
+    "member.added",
+    "member.role",
+    "member.removed",
+    "invitation.created",
+    "invitation.removed",
+    "team.changed",
+    "team.limits",
+    "channel.created",
+    "channel.changed",
+    "channel.deleted",
+    "registry.login",
+    "registry.logout",
     "host.up",
     "host.down",
 ];
@@ -78,16 +101,17 @@ fn check_url(app: &App, url: &str) -> Result<()> {
 }
 
 fn check_events(events: &[String]) -> Result<()> {
-    match events.iter().find(|event| !EVENTS.contains(&event.as_str())) {
-        None => Ok(()),
-        Some(event) => {
-            let message = format!(
-                "contains the unknown event `{event}`; known events are {}",
-                EVENTS.join(", ")
-            );
-            Err(Error::invalid("events", message))
-        }
-    }
+    events.iter().try_for_each(|event| read_kind("events", event).map(|_| ()))
+}
+
+/// Reads the name of a kind of events.
+pub(crate) fn read_kind(field: &str, name: &str) -> Result<&'static str> {
+    let known = EVENTS.into_iter().find(|event| *event == name);
+    known.ok_or_else(|| {
+        let known = EVENTS.join(", ");
+        let message = format!("contains the unknown event `{name}`; known events are {known}");
+        Error::invalid(field, message)
+    })
 }
 
 pub(crate) async fn create(
@@ -220,6 +244,7 @@ pub(crate) async fn test(app: &App, caller: Caller, id: ChannelId) -> Result<Del
     let at = now.format(&time::format_description::well_known::Rfc3339);
     let body = json!({ "seq": 0, "transaction": "0", "team_id": row.team_id.0, "kind": "channel.test",
         "resource_type": "channel", "resource_id": row.id.0, "data": {},
+        "actor_type": caller.by.principal.kind(), "actor_id": caller.by.principal.id(),
         "created_at": at.map_err(|e| Error::Internal(e.into()))? });
     let sent = db::channels::send(&app.db, id, "channel.test", body).await?;
     let sent = sent.ok_or(Error::NotFound("channel"))?;

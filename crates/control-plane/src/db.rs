@@ -7,11 +7,16 @@
 //! that does not fit is a decode error, which names the column. An insert of a row with more than
 //! four columns names each value (`insert.rs`, ADR 37).
 
+pub(crate) mod actor;
 pub(crate) mod audit;
 pub(crate) mod build_files;
 pub(crate) mod build_logs;
 pub(crate) mod build_runs;
 pub(crate) mod builds;
+pub(crate) mod capsule_counts;
+pub(crate) mod capsule_lineage;
+pub(crate) mod capsule_list;
+pub(crate) mod capsule_names;
 pub(crate) mod capsules;
 pub(crate) mod channels;
 mod decode;
@@ -24,6 +29,7 @@ pub(crate) mod keys;
 pub(crate) mod leader;
 pub(crate) mod limits;
 pub(crate) mod listen;
+pub(crate) mod logs;
 pub(crate) mod makers;
 pub(crate) mod new_capsule;
 pub(crate) mod pool;
@@ -34,6 +40,7 @@ pub(crate) mod schema;
 pub(crate) mod secrets;
 pub(crate) mod sessions;
 pub(crate) mod snapshots;
+pub(crate) mod stats;
 pub(crate) mod tags;
 pub(crate) mod teams;
 pub(crate) mod templates;

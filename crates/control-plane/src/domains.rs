@@ -16,6 +16,11 @@ impl Domains {
         Self(names.iter().map(plain).filter(|name| !name.is_empty()).collect())
     }
 
+    /// Returns the configured domains.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.0
+    }
+
     /// Reports whether a capsule may have its name below a domain.
     pub(crate) fn hold(&self, domain: &str) -> bool {
         self.0.is_empty() || self.0.iter().any(|one| one == domain)

@@ -33,6 +33,11 @@ pub enum Error {
     KeyReused,
     #[error("{0} is not supported")]
     NotSupported(&'static str),
+    #[error(
+        "last-event-id is too old, and events after it are no longer kept; read the present state, \
+         and open a stream without it"
+    )]
+    CursorExpired,
     #[error("{field} {message}")]
     Invalid { field: String, message: String },
     #[error("the request body is larger than {0} bytes")]
@@ -81,6 +86,8 @@ pub enum Error {
     FilesMissing(String),
     #[error("the name '{0}' belongs to the platform; choose another one")]
     NameReserved(String),
+    #[error("name is taken: another living capsule of the team has the name '{0}'")]
+    NameTaken(String),
     /// A template that something needs. `uses` are for people, and `kinds` for E2B's clients.
     #[error("the template '{name}' is in use by {uses}; remove that first")]
     TemplateInUse { name: String, uses: String, kinds: Vec<String> },
@@ -189,9 +196,15 @@ fn list(snapshots: &[u64]) -> String {
 
 /// Returns the part of a hostile guest's text that an error may repeat. Pure.
 pub(crate) fn printable(text: &str) -> String {
+    printable_to(text, GUEST_TEXT_MAX)
+}
+
+/// Removes control characters and direction marks from a guest's text, and cuts it after `most`
+/// characters.
+pub(crate) fn printable_to(text: &str, most: usize) -> String {
     // Direction marks would show text in another order.
     let turns = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().filter(|c| !c.is_control() && !turns(*c)).take(GUEST_TEXT_MAX).collect()
+    text.chars().filter(|c| !c.is_control() && !turns(*c)).take(most).collect()
 }
 
 impl Error {
@@ -237,6 +250,7 @@ impl Error {
             | Self::NotOurPage => StatusCode::FORBIDDEN,
             Self::Conflict(_)
             | Self::NameReserved(_)
+            | Self::NameTaken(_)
             | Self::TemplateInUse { .. }
             | Self::HostNotEmpty(..)
             | Self::TeamNotEmpty { .. }
@@ -253,6 +267,7 @@ impl Error {
             | Self::CommandNotExecutable(_) => StatusCode::BAD_REQUEST,
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::NotSupported(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::CursorExpired => StatusCode::GONE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow | Self::OutputNotRead => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthenticated
@@ -298,6 +313,7 @@ impl Error {
             Self::Invalid { .. } => "invalid_request",
             Self::KeyReused => "idempotency_key_reused",
             Self::NotSupported(_) => "not_supported",
+            Self::CursorExpired => "cursor_expired",
             Self::TooLarge(_) => "too_large",
             Self::Unauthenticated => "unauthorized",
             Self::Forbidden(_)
@@ -319,6 +335,7 @@ impl Error {
             Self::NoTemplate(_) => "not_found",
             Self::FilesMissing(_) => "files_missing",
             Self::NameReserved(_) => "name_reserved",
+            Self::NameTaken(_) => "name_taken",
             Self::TemplateInUse { .. } => "template_in_use",
             Self::MailFailed => "mail_failed",
             Self::NoMail => "no_mail",

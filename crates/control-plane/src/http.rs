@@ -7,6 +7,9 @@ mod audit;
 mod auth;
 mod build_logs;
 mod builds;
+mod bulk;
+mod capabilities;
+mod capsule_list;
 mod capsules;
 mod channels;
 mod code;
@@ -19,10 +22,14 @@ mod exec;
 mod exec_stream;
 mod extract;
 mod files;
+mod follow;
 mod hosts;
 mod lifecycle;
+mod logs;
 mod me;
+mod named;
 mod paging;
+mod passive;
 mod ports;
 mod processes;
 mod pty;
@@ -32,9 +39,11 @@ mod routes;
 mod rules;
 mod snapshots;
 mod socket;
+mod stats;
 mod status;
 mod teams;
 mod templates;
+mod terminals;
 mod usage;
 
 use self::routes::Routes;
@@ -52,25 +61,48 @@ use std::sync::{Arc, OnceLock};
 use utoipa::openapi::OpenApi;
 use utoipa_axum::routes;
 
+/// Functions that add the routes of one part of the API each.
+const PARTS: [fn(Routes) -> Routes; 10] = [
+    with_capsules,
+    with_names,
+    with_looks,
+    with_stats,
+    with_code,
+    with_templates,
+    with_hosts,
+    with_accounts,
+    with_events,
+    with_logs,
+];
+
 /// Returns the routes of the OpenAPI document.
 fn documented() -> Routes {
     let routes = Routes::new(docs::head())
         .route(Rule::Open, routes!(status::health))
         .route(Rule::Open, routes!(status::version))
+        .route(Rule::Open, routes!(capabilities::get))
         .route(Rule::Platform, routes!(status::metrics))
         .route(Rule::Open, routes!(document))
         .route(Rule::Open, routes!(docs::page));
-    with_accounts(with_hosts(with_templates(with_code(with_capsules(routes)))))
+    PARTS.into_iter().fold(routes, |routes, add| add(routes))
+}
+
+/// Adds the routes of metrics series.
+fn with_stats(routes: Routes) -> Routes {
+    routes
+        .route(READ, routes!(stats::history))
+        .route(READ, routes!(stats::latest))
+        .route(READ_ALL, routes!(stats::team))
+        .route(Rule::Platform, routes!(stats::host))
 }
 
 /// Adds the routes of capsules, their contents and snapshots.
 fn with_capsules(routes: Routes) -> Routes {
     routes
         .route(CHANGE, routes!(capsules::create))
-        .route(READ, routes!(capsules::list))
+        .route(READ, routes!(capsule_list::list))
         .route(READ, routes!(capsules::get))
         .route(CHANGE, routes!(capsules::delete))
-        .route(READ, routes!(capsules::logs))
         .route(CHANGE, routes!(lifecycle::pause))
         .route(CHANGE, routes!(lifecycle::resume))
         .route(CHANGE, routes!(lifecycle::fork))
@@ -103,6 +135,25 @@ fn with_capsules(routes: Routes) -> Routes {
         .route(READ_ALL, routes!(snapshots::list))
         .route(READ_ALL, routes!(snapshots::get))
         .route(CHANGE_ALL, routes!(snapshots::delete))
+}
+
+/// Adds the routes of capsules' logs.
+fn with_logs(routes: Routes) -> Routes {
+    routes.route(READ, routes!(logs::get)).route(CHANGE, routes!(logs::erase))
+}
+
+/// Adds the routes that show the state of a guest.
+fn with_looks(routes: Routes) -> Routes {
+    routes.route(EXEC, routes!(terminals::list))
+}
+
+/// Adds the routes of counts, changes and lineage of capsules.
+fn with_names(routes: Routes) -> Routes {
+    routes
+        .route(READ_ALL, routes!(capsule_list::summary))
+        .route(CHANGE, routes!(capsules::change))
+        .route(CHANGE, routes!(bulk::change))
+        .route(READ, routes!(capsules::lineage))
 }
 
 /// Adds the routes of the code interpreter.
@@ -157,7 +208,7 @@ fn with_hosts(routes: Routes) -> Routes {
         .route(Rule::Host, routes!(hosts::heartbeat))
 }
 
-/// Adds the routes of users, teams, keys, the audit log, usage and events.
+/// Adds the routes of users, teams, keys, the audit log, usage and webhooks.
 fn with_accounts(routes: Routes) -> Routes {
     routes
         .route(Rule::Open, routes!(auth::sign_up))
@@ -195,7 +246,6 @@ fn with_accounts(routes: Routes) -> Routes {
         .route(ADMIN, routes!(audit::export))
         .route(Rule::Platform, routes!(audit::list_all))
         .route(READ_ALL, routes!(usage::get))
-        .route(READ_ALL, routes!(events::stream))
         .route(ADMIN, routes!(channels::create, channels::list))
         .route(ADMIN, routes!(channels::get, channels::change, channels::delete))
         .route(ADMIN, routes!(channels::renew))
@@ -205,6 +255,11 @@ fn with_accounts(routes: Routes) -> Routes {
         .route(Rule::Platform, routes!(admin::change, admin::erase))
         .route(Rule::Platform, routes!(admin::teams))
         .route(Rule::Platform, routes!(admin::limits, admin::set_limits))
+}
+
+/// Adds the routes of events.
+fn with_events(routes: Routes) -> Routes {
+    routes.route(READ_ALL, routes!(events::list)).route(READ_ALL, routes!(events::stream))
 }
 
 /// Adds the routes that serve other systems' clients.

@@ -200,8 +200,9 @@ async fn confinement(app: &App, caller: Caller, wanted: &api::NewKey) -> Result<
     };
     let capsule = match &wanted.capsule {
         None => None,
-        Some(id) => {
-            let id = id.parse().map_err(|_| Error::NotFound("capsule"))?;
+        Some(text) => {
+            let id = crate::capsules::find_id(app, caller, text).await?;
+            let id = id.ok_or(Error::NotFound("capsule"))?;
             Some(crate::capsules::get(app, caller, id).await?.id)
         }
     };

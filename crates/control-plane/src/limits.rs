@@ -7,7 +7,7 @@ use quick_cache::sync::Cache;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use types::Isolation;
+use types::{Isolation, LogPolicy};
 use uuid::Uuid;
 
 /// Most metadata that a capsule may carry, in bytes.
@@ -44,6 +44,8 @@ pub(crate) struct Limits {
     pub requests_per_sec: Option<NonZeroU32>,
     /// Lowest isolation tier of the team's capsules. Only a team has this limit.
     pub isolation: Isolation,
+    /// Output that the logs of the team's new capsules keep. Only a team has this setting.
+    pub logs: LogPolicy,
 }
 
 impl Limits {
@@ -59,6 +61,7 @@ impl Limits {
         creates_per_sec: None,
         requests_per_sec: None,
         isolation: Isolation::None,
+        logs: LogPolicy::Background,
     };
     /// Limits of a team for which an admin has set no others.
     pub(crate) const DEFAULT: Self = Self {
@@ -73,6 +76,7 @@ impl Limits {
         creates_per_sec: NonZeroU32::new(100),
         requests_per_sec: NonZeroU32::new(1000),
         isolation: Isolation::None,
+        logs: LogPolicy::Background,
     };
 
     /// Reports whether a new capsule must be checked against counts.

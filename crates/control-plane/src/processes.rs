@@ -1,5 +1,11 @@
 //! Programs in a capsule's guest, through envd's protocol: start, attach, feed, signal. Every route
 //! and WebSocket uses this module, which first looks up a capsule of the caller's team.
+//!
+//! `guest` lists all processes of the guest and signals any of them. `terminals` lists the open
+//! terminals.
+
+mod guest;
+mod terminals;
 
 use crate::agent::Agent;
 use crate::app::App;
@@ -11,6 +17,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use connectrpc::client::CallOptions;
 use connectrpc::{ConnectError, ErrorCode};
+use daemon::trace::TraceParent;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use protocol::process as wire;
@@ -27,6 +34,8 @@ use types::{CapsuleId, names, resources};
 const CALL: Duration = Duration::from_secs(30);
 /// Longest time limit of a command, in seconds.
 const DAY: u32 = 24 * 3600;
+/// Variable that tells a program the trace of its request, in the form of the header.
+const TRACE: &str = "TRACEPARENT";
 /// Bytes of input that one call carries.
 const INPUT_CHUNK: usize = 64 * 1024;
 
@@ -105,15 +114,38 @@ pub(crate) struct Processes {
     client: ProcessClient<Agent>,
     /// The capsule, as it was when these programs were requested.
     of: Arc<(App, Capsule)>,
+    /// Set if requests are looks, which leave an idle capsule idle.
+    passive: bool,
+}
+
+/// Begin of a program's events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attached {
+    pub pid: u32,
+    /// Bytes of earlier output with which the events begin.
+    pub replayed: u64,
 }
 
 impl Processes {
     /// Returns the programs of a capsule of the caller's team. A paused capsule is woken first if
     /// its `auto_resume` is set.
     pub(crate) async fn of(app: &App, caller: Caller, id: CapsuleId) -> Result<Self> {
-        let capsule = capsules::awake(app, caller, id).await?;
-        let client = app.agent_of(&capsule)?.processes(id, &capsule.envd_token);
-        Ok(Self { client, of: Arc::new((app.clone(), capsule)) })
+        Self::for_read(app, caller, id, false).await
+    }
+
+    /// Returns the programs of a capsule of the caller's team for a read. A passive read wakes no
+    /// capsule and does not count as activity.
+    pub(crate) async fn for_read(
+        app: &App,
+        caller: Caller,
+        id: CapsuleId,
+        passive: bool,
+    ) -> Result<Self> {
+        let capsule = capsules::readable(app, caller, id, passive).await?;
+        let agent = app.agent_of(&capsule)?;
+        let agent = if passive { agent.passive() } else { agent };
+        let client = agent.processes(id, &capsule.envd_token);
+        Ok(Self { client, of: Arc::new((app.clone(), capsule)), passive })
     }
 
     /// Makes a call. `refused` turns a refusal into an error. If the guest does not answer, the
@@ -126,7 +158,10 @@ impl Processes {
         let (app, capsule) = &*self.of;
         match call.await {
             Ok(answer) => Ok(answer),
-            Err(error) => Err(capsules::classify_failure(app, capsule, refused(&error)).await),
+            Err(error) => {
+                let error = refused(&error);
+                Err(capsules::classify_read(app, capsule, self.passive, error).await)
+            }
         }
     }
 
@@ -173,13 +208,22 @@ impl Processes {
             });
             self.begun(events.boxed(), timeout, not_started).await
         };
-        self.begins(Box::pin(begin)).await
+        self.begins(Box::pin(begin)).await.map(|(attached, events)| (attached.pid, events))
     }
 
     /// Attaches to a program. Its events are the output from now on, and its end.
     pub(crate) async fn connect(&self, selector: &Selector) -> Result<(u32, Events)> {
-        let request =
-            wire::ConnectRequest { process: selector.wire().into(), ..Default::default() };
+        self.attach(selector, false).await.map(|(attached, events)| (attached.pid, events))
+    }
+
+    /// Attaches to a program. With `replay`, its events begin with the last output of its terminal.
+    pub(crate) async fn attach(
+        &self,
+        selector: &Selector,
+        replay: bool,
+    ) -> Result<(Attached, Events)> {
+        let process = selector.wire().into();
+        let request = wire::ConnectRequest { process, replay, ..Default::default() };
         let begin = async {
             let stream = self.done_or(self.client.connect(request), not_attached).await?;
             let events = futures::stream::unfold(stream, |mut stream| async move {
@@ -229,13 +273,27 @@ impl Processes {
         self.done(self.client.update_with_options(request, call())).await.map(|_| ())
     }
 
-    /// Sends `SIGTERM` or `SIGKILL` to a program's whole group.
+    /// Sends a signal to a program's whole group, or to another process of the guest alone.
     pub(crate) async fn signal(&self, selector: &Selector, name: &str) -> Result<()> {
-        let signal = match name {
-            "SIGKILL" => wire::Signal::SIGNAL_SIGKILL,
-            "SIGTERM" => wire::Signal::SIGNAL_SIGTERM,
-            _ => return Err(Error::invalid("signal", "must be SIGKILL or SIGTERM")),
+        let name = guest::signal_name(name)?;
+        // Every envd knows these two signals, for programs that it started.
+        let known = match name {
+            "KILL" => Some(wire::Signal::SIGNAL_SIGKILL),
+            "TERM" => Some(wire::Signal::SIGNAL_SIGTERM),
+            _ => None,
         };
+        if let Some(signal) = known {
+            let sent = self.signal_started(selector, signal).await;
+            let is_other = matches!(sent, Err(Error::NotFound(_)));
+            if !is_other || matches!(selector, Selector::Tag(_)) {
+                return sent;
+            }
+        }
+        self.signal_any(selector, name, known.is_some()).await
+    }
+
+    /// Signals a program that envd started.
+    async fn signal_started(&self, selector: &Selector, signal: wire::Signal) -> Result<()> {
         let request = wire::SendSignalRequest {
             process: selector.wire().into(),
             signal: signal.into(),
@@ -266,10 +324,14 @@ fn terminal((cols, rows): (u16, u16)) -> wire::PTY {
 }
 
 fn request(command: Command) -> wire::StartRequest {
+    let mut envs = command.envs;
+    if let Some(trace) = TraceParent::current() {
+        envs.entry(TRACE.to_owned()).or_insert_with(|| trace.to_string());
+    }
     let config = wire::ProcessConfig {
         cmd: command.cmd,
         args: command.args,
-        envs: command.envs.into_iter().collect(),
+        envs: envs.into_iter().collect(),
         cwd: command.cwd,
         ..Default::default()
     };
@@ -285,19 +347,18 @@ fn request(command: Command) -> wire::StartRequest {
 type Raw = BoxStream<'static, std::result::Result<Option<wire::ProcessEvent>, ConnectError>>;
 
 impl Processes {
-    /// Takes the first event, which has the pid, off a stream. The stream ends after `timeout`
-    /// seconds.
+    /// Takes the first event off a stream. The stream ends after `timeout` seconds.
     async fn begun(
         &self,
         mut raw: Raw,
         timeout: u32,
         refused: impl Fn(&ConnectError) -> Error,
-    ) -> Result<(u32, Events)> {
+    ) -> Result<(Attached, Events)> {
         let first = self.done_or(async { raw.next().await.transpose() }, refused).await?;
         let Some(Wire::Start(start)) = first.flatten().and_then(|e| e.event) else {
             return Err(Error::GuestUnavailable);
         };
-        let pid = start.pid;
+        let attached = Attached { pid: start.pid, replayed: start.replayed };
         let events = raw.filter_map(move |event| async move {
             match event {
                 Ok(event) => Some(Ok(read(event?.event?)?)),
@@ -328,7 +389,7 @@ impl Processes {
             let done = !matches!(event, Ok(Event::Stdout(_) | Event::Stderr(_)));
             Some((event, (events, of, done)))
         });
-        Ok((pid, checked.boxed()))
+        Ok((attached, checked.boxed()))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::limits::{Held, Limits, Per, Stored, beyond, beyond_storage, most_before};
 use sqlx::PgConnection;
-use types::{ApiKeyId, Isolation};
+use types::{ApiKeyId, Isolation, LogPolicy};
 
 /// Limits of a caller's team, and the caller. They are read before the transaction begins: waiting
 /// for a second connection while holding one may never end.
@@ -27,6 +27,11 @@ impl Quota {
     /// Returns the lowest isolation tier for the team's capsules.
     pub(crate) fn isolation(&self) -> Isolation {
         self.team.isolation
+    }
+
+    /// Returns the output that the logs of the team's new capsules keep.
+    pub(crate) fn logs(&self) -> LogPolicy {
+        self.team.logs
     }
 
     /// Counts a create against the rates of the key and the team.
@@ -96,12 +101,13 @@ impl Quota {
         refuse("the team", beyond_storage(&self.team, Stored { snapshots, storage_bytes }))
     }
 
-    /// Makes others who would count the team's storage wait until the transaction ends.
+    /// Makes others who would count the team's storage wait until the transaction ends, whose events
+    /// name the caller.
     pub(crate) async fn hold_storage(&self, tx: &mut PgConnection) -> Result<()> {
         if !db::teams::hold(&mut *tx, self.caller.team).await? {
             return Err(Error::NotFound("team"));
         }
-        Ok(db::limits::hold(tx, self.caller.team).await?)
+        Ok(db::limits::hold(tx, self.caller.team, &self.caller.by).await?)
     }
 
     /// Checks the team's storage, including the transaction's own changes.

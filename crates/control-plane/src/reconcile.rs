@@ -17,7 +17,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use protocol::host::{CapsuleInfo, CapsuleState as OnHost};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use types::{CapsuleId, CapsuleState, HostId};
@@ -27,6 +27,11 @@ use types::{CapsuleId, CapsuleState, HostId};
 const UNKNOWN_MAX: Duration = Duration::seconds(15);
 /// Age at which the same holds for a pause or a resume, which a host knows of at once.
 const UNHEARD_MAX: Duration = Duration::seconds(5);
+
+/// Time by which a row's last activity may lag behind.
+const USE_LAG: Duration = Duration::MINUTE;
+/// Least step of a row's last activity. Clocks and the way to a host differ by less.
+const USE_STEP: Duration = Duration::seconds(2);
 
 /// Time between two rounds.
 const ROUND: std::time::Duration = std::time::Duration::from_secs(5);
@@ -138,8 +143,11 @@ async fn reconcile_as_leader(app: &App) {
         () = follow_all(app) => {}
         () = watch(app) => {}
         () = crate::retention::rounds(app) => {}
+        () = crate::retention::add_up_counts(app) => {}
+        () = crate::retention::erase_logs(app) => {}
         () = builds::run::rounds(app) => {}
         () = crate::channels::expire::rounds(app) => {}
+        () = crate::stats::collect::rounds(app) => {}
     }
 }
 
@@ -278,6 +286,7 @@ async fn follow(app: &App, host: HostId) -> HostId {
 async fn round(app: &App, host: HostId) -> Result<()> {
     let rows = db::capsules::list_by_host(&app.db, host).await?;
     let agent = app.agent(host);
+    let (now, mut used) = (OffsetDateTime::now_utc(), Vec::new());
     let mut seen: HashMap<CapsuleId, (OnHost, CapsuleInfo)> = HashMap::new();
     for info in agent.list().await? {
         if let (Ok(id), Some(state)) = (info.capsule_id.parse(), info.state.as_known()) {
@@ -294,6 +303,8 @@ async fn round(app: &App, host: HostId) -> Result<()> {
         if let Some((_, info)) = leftover {
             remove_leftover(&agent, row.id, &info).await;
         }
+        let idle_ms = on_host.as_ref().and_then(|(_, info)| info.idle_ms);
+        used.extend(unknown_use(row.last_active_at, idle_ms, now).map(|idle| (row.id, idle)));
         // The host has lost the capsule, but the store has it.
         if on_host.is_none() && row.is_safe() {
             continue;
@@ -309,8 +320,20 @@ async fn round(app: &App, host: HostId) -> Result<()> {
         }
         remove_leftover(&agent, id, &info).await;
     }
+    if !used.is_empty() {
+        db::capsules::note_use(&app.db, &used).await?;
+    }
     snapshots::reconcile(app, host).await?;
     versions::reconcile(app, host).await
+}
+
+/// Returns the seconds since the last activity in a capsule, if its row is to learn of the activity.
+/// A busy capsule's row learns of it once a minute, and the row of another one of its end. Pure.
+fn unknown_use(known: OffsetDateTime, idle_ms: Option<u64>, now: OffsetDateTime) -> Option<f64> {
+    let idle = Duration::milliseconds(i64::try_from(idle_ms?).ok()?);
+    let newer = now.checked_sub(idle)? - known;
+    let tells = newer >= USE_LAG || (newer >= USE_STEP && idle >= USE_LAG);
+    tells.then(|| idle.as_seconds_f64())
 }
 
 /// Reports whether a host's copy of a capsule dates from before the capsule was placed there. Such
@@ -346,10 +369,44 @@ async fn settle(app: &App, row: &Capsule, on_host: Option<&(OnHost, CapsuleInfo)
         if runs && info.egress_revision < row.egress.revision {
             capsules::network::apply(app, row).await?;
         }
+        if runs && !info.logs.is_empty() && info.logs != row.logs.as_str() {
+            correct_logs(app, row, info).await?;
+        }
     }
+    // No request caused this change, so the host is the actor.
+    let principal = row.host_id.map_or(Principal::System, Principal::Host);
+    let is_over = row.ends_at.is_some_and(|end| end <= OffsetDateTime::now_utc());
+    let reason = reason(row.state, on_host.map(|(state, _)| *state), is_over);
+    let by = Actor { principal, reason, ..Actor::SYSTEM };
     let on_host = on_host.map(|(state, info)| (*state, info.reason.as_deref().unwrap_or_default()));
     let age = Duration::seconds_f64(row.age);
-    repair(app, row, decide(row.state, age, on_host)).await
+    repair(app, row, decide(row.state, age, on_host), by).await
+}
+
+/// Returns the reason for a change that no request caused, for its event; `None` when the change
+/// completes a request. `is_over` is true after the end of the capsule's lifetime. Pure.
+fn reason(row: CapsuleState, host: Option<OnHost>, is_over: bool) -> Option<&'static str> {
+    use CapsuleState::{Missing, Running, Starting, Stopping};
+    match (row, host) {
+        (Stopping, _) => None,
+        (_, Some(OnHost::CAPSULE_STATE_EXPIRED)) => Some("lifetime_over"),
+        (Running, Some(OnHost::CAPSULE_STATE_PAUSED)) if is_over => Some("lifetime_over"),
+        (Running, Some(OnHost::CAPSULE_STATE_PAUSED)) => Some("idle"),
+        (_, Some(OnHost::CAPSULE_STATE_DEAD)) => Some("machine_ended"),
+        (Missing, Some(_)) => Some("host_reachable"),
+        (Starting, None) => Some("create_abandoned"),
+        (_, None) => Some("machine_lost"),
+        (_, Some(_)) => None,
+    }
+}
+
+/// Has the host apply the row's choice of output for the log, unless the row has changed since it
+/// was read.
+async fn correct_logs(app: &App, row: &Capsule, info: &CapsuleInfo) -> Result<()> {
+    match db::capsules::find_of(&app.db, row.team_id, row.id, row.build_id).await? {
+        Some(now) if now.logs.as_str() != info.logs => capsules::apply_logs(app, &now).await,
+        _ => Ok(()),
+    }
 }
 
 /// Notes that the store has the snapshot of a paused capsule. Then removes older snapshots, since
@@ -371,11 +428,8 @@ async fn note_stored(app: &App, row: &Capsule, info: &CapsuleInfo) -> Result<()>
     Ok(())
 }
 
-async fn repair(app: &App, row: &Capsule, repair: Repair) -> Result<()> {
+async fn repair(app: &App, row: &Capsule, repair: Repair, by: Actor) -> Result<()> {
     let (id, seen) = (row.id, row.generation);
-    // No request caused this change, so the host is the actor.
-    let principal = row.host_id.map_or(Principal::System, Principal::Host);
-    let by = Actor { principal, from: None };
     match repair {
         Repair::Nothing => {}
         Repair::Remove => capsules::remove(app, row, by).await?,
@@ -434,6 +488,36 @@ mod tests {
         assert_eq!(decide(Resuming, OLD, paused), Repair::Follow(&[Paused]));
         assert_eq!(decide(Running, Duration::ZERO, paused), Repair::Follow(&[Pausing, Paused]));
         assert_eq!(decide(Paused, OLD, paused), Repair::Nothing);
+    }
+
+    #[test]
+    fn row_learns_of_activity_each_minute_and_of_its_end() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::days(1);
+        let told =
+            |known: Duration, idle_sec: u64| unknown_use(now - known, Some(idle_sec * 1000), now);
+        let minute = Duration::MINUTE;
+        assert_eq!(told(minute, 0), Some(0.0));
+        assert_eq!(told(Duration::seconds(30), 0), None);
+        assert_eq!(told(Duration::seconds(120), 90), Some(90.0));
+        // The row knows of this activity.
+        assert_eq!(told(Duration::seconds(120), 119), None);
+        assert_eq!(told(minute, 3600), None);
+        assert_eq!(unknown_use(now - minute, None, now), None);
+        assert_eq!(unknown_use(now - minute, Some(u64::MAX), now), None);
+    }
+
+    #[test]
+    fn change_that_no_request_caused_has_a_reason() {
+        let paused = Some(OnHost::CAPSULE_STATE_PAUSED);
+        assert_eq!(reason(Running, paused, false), Some("idle"));
+        assert_eq!(reason(Running, paused, true), Some("lifetime_over"));
+        assert_eq!(reason(Pausing, paused, true), None);
+        let expired = Some(OnHost::CAPSULE_STATE_EXPIRED);
+        assert_eq!(reason(Running, expired, false), Some("lifetime_over"));
+        assert_eq!(reason(Stopping, expired, true), None);
+        assert_eq!(reason(Running, None, false), Some("machine_lost"));
+        let dead = Some(OnHost::CAPSULE_STATE_DEAD);
+        assert_eq!(reason(Running, dead, false), Some("machine_ended"));
     }
 
     #[test]

@@ -132,7 +132,7 @@ pub(crate) async fn set(
     if !db::teams::hold(&mut *tx, caller.team).await? {
         return Err(Error::NotFound("team"));
     }
-    db::limits::hold(&mut tx, caller.team).await?;
+    db::limits::hold(&mut tx, caller.team, &caller.by).await?;
     let others = db::registry_logins::count_others(&mut *tx, caller.team, &row.registry).await?;
     if others >= LOGINS_MAX {
         return Err(Error::LimitReached("the team", format!("{LOGINS_MAX} registry logins")));
@@ -154,6 +154,7 @@ pub(crate) async fn list(app: &App, caller: Caller) -> Result<Vec<Login>> {
 pub(crate) async fn delete(app: &App, caller: Caller, host: &str) -> Result<()> {
     let registry = read_host("host", host)?;
     let mut tx = app.db.begin().await?;
+    db::actor::act_as(&mut tx, &caller.by).await?;
     if !db::registry_logins::delete(&mut *tx, caller.team, &registry).await? {
         return Err(Error::NotFound("registry login"));
     }

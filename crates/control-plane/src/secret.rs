@@ -10,6 +10,11 @@ pub fn new_api_key() -> String {
     format!("e2b_{}", random_hex(20))
 }
 
+/// Reports whether a text has the form of the platform's keys.
+pub(crate) fn is_api_key(text: &[u8]) -> bool {
+    text.starts_with(b"e2b_") || text.starts_with(b"wrn_")
+}
+
 /// Makes a capsule's envd token. It begins with the capsule's id, by which `proxy::target` finds
 /// the capsule where nothing else names it.
 pub(crate) fn new_envd_token(capsule: CapsuleId) -> String {

@@ -24,7 +24,7 @@ use crate::seal::Sealer;
 use crate::streams::Streams;
 use crate::users::accounts::Accounts;
 use crate::users::mail::{self, Mailer};
-use crate::{audit, changes, channels, db, http, reconcile};
+use crate::{audit, changes, channels, db, gauges, http, reconcile};
 use anyhow::Context;
 use daemon::{Metrics, Tasks};
 use sqlx::PgPool;
@@ -52,6 +52,8 @@ pub struct Settings {
     pub audit_access: bool,
     /// Days for which audit entries are kept; 0 means for ever.
     pub audit_days: u32,
+    /// Days for which metrics of capsules and hosts are kept; 0 keeps none.
+    pub metrics_days: u32,
     /// Limits of each listener.
     pub limits: hop::Limits,
 }
@@ -91,6 +93,8 @@ impl App {
     /// # Errors
     /// When the database or the authority cannot be used. The error names the one that failed.
     pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<Self> {
+        // The recorder comes first, since metrics that are set earlier would be lost.
+        let metrics = Metrics::install();
         let db = db::connect(settings.database).await?;
         let public = PublicUrl::parse(&settings.public_url)?;
         let cert_store = match &settings.authority {
@@ -149,9 +153,10 @@ impl App {
             audit_access: settings.audit_access,
             audit_days: (settings.audit_days > 0)
                 .then(|| i32::try_from(settings.audit_days).unwrap_or(i32::MAX)),
+            metrics_days: settings.metrics_days,
             domains: Domains::new(&settings.domains),
             public,
-            metrics: Metrics::install(),
+            metrics,
             rounds: Arc::new(rounds),
             health: Arc::default(),
             wake: Arc::default(),
@@ -164,6 +169,7 @@ impl App {
         reconcile::spawn(&app, requests);
         audit::buffer::spawn_writer(&app.audit_buffer, &app.db, tasks);
         channels::deliver::spawn(&app);
+        gauges::spawn(&app);
         Ok(app)
     }
 

@@ -182,7 +182,7 @@ pub(crate) async fn delete(app: &App, caller: Caller, name: &str) -> Result<()> 
 pub(crate) async fn remove(app: &App, row: &Snapshot, by: Actor) -> Result<()> {
     let id = row.id;
     let mut tx = app.db.begin().await?;
-    let first = db::snapshots::removing(&mut *tx, id).await?;
+    let first = db::snapshots::removing(&mut *tx, id, &by).await?;
     if let (true, Some(name)) = (first, &row.name) {
         let entry = Entry::new(row.team_id, by, "snapshot.delete", id);
         db::audit::write(&mut *tx, &entry.with(json!({ "name": name }))).await?;

@@ -3,12 +3,16 @@
 
 use crate::db;
 use crate::db::events::{Cursor, Event, ResourceType};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::load::Streaming;
 use sqlx::PgPool;
 use std::time::Duration;
 use tokio::sync::broadcast;
-use types::{BuildId, CapsuleId, ChannelId, HostId, SnapshotId, TeamId, TemplateId};
+use types::{
+    ApiKeyId, BuildId, CapsuleId, ChannelId, HostId, InvitationId, SnapshotId, TeamId, TemplateId,
+    UserId,
+};
+use uuid::Uuid;
 
 /// Most events of one read.
 const PAGE: i64 = 500;
@@ -31,19 +35,26 @@ impl Streams {
         Self { db, woken: broadcast::channel(WAITING).0 }
     }
 
-    /// Opens a team's stream after a cursor; without one, after all events so far.
+    /// Opens a team's stream after a cursor; without one, after all events so far. `resource`
+    /// selects the events of one resource.
     pub(crate) async fn open(
         &self,
         team: TeamId,
+        resource: Option<Uuid>,
         shares: Streaming,
         after: Option<Cursor>,
     ) -> Result<Stream> {
         let woken = self.listen();
+        if let Some(at) = after
+            && db::events::is_expired(&self.db, team, at).await?
+        {
+            return Err(Error::CursorExpired);
+        }
         let at = match after {
             Some(at) => at,
             None => db::events::now(&self.db).await?,
         };
-        Ok(Stream { db: self.db.clone(), team, at, woken, _shares: shares })
+        Ok(Stream { db: self.db.clone(), team, resource, at, woken, _shares: shares })
     }
 
     /// Returns a receiver of all wakes.
@@ -61,6 +72,7 @@ impl Streams {
 pub(crate) struct Stream {
     db: PgPool,
     team: TeamId,
+    resource: Option<Uuid>,
     at: Cursor,
     woken: broadcast::Receiver<Option<TeamId>>,
     /// Shares of the streams that the team and the caller hold.
@@ -80,7 +92,8 @@ impl Stream {
     }
 
     async fn look(&mut self) -> Result<Vec<Event>> {
-        let events = db::events::after(&self.db, self.team, self.at, PAGE).await?;
+        let (team, resource) = (self.team, self.resource);
+        let events = db::events::after(&self.db, team, resource, self.at, PAGE).await?;
         if let Some(last) = events.last() {
             self.at = last.cursor();
         }
@@ -103,28 +116,43 @@ impl Stream {
     }
 }
 
-/// Parses the `id` of an event into its cursor.
-pub(crate) fn parse_cursor(id: &str) -> Option<Cursor> {
-    let (tx, seq) = id.split_once('-')?;
-    Some(Cursor(tx.parse().ok()?, seq.parse().ok()?))
-        .filter(|cursor| cursor.0 >= 0 && cursor.1 >= 0)
+/// Reads the id of a resource that events are about. Ids of all kinds are unique.
+pub(crate) fn parse_resource(id: &str) -> Option<Uuid> {
+    let (prefix, rest) = id.split_once('-')?;
+    let known = [
+        CapsuleId::PREFIX,
+        SnapshotId::PREFIX,
+        HostId::PREFIX,
+        ChannelId::PREFIX,
+        TemplateId::PREFIX,
+        ApiKeyId::PREFIX,
+        UserId::PREFIX,
+        InvitationId::PREFIX,
+        TeamId::PREFIX,
+    ];
+    let known = known.iter().any(|known| known.strip_suffix('-') == Some(prefix));
+    types::ids::decode(rest).ok().filter(|_| known)
 }
 
 /// Formats a resource's id for the API, by the kind of resource.
-fn resource(kind: ResourceType, id: uuid::Uuid) -> String {
+fn resource(kind: ResourceType, id: Uuid) -> String {
     match kind {
         ResourceType::Capsule => CapsuleId(id).to_string(),
         ResourceType::Snapshot => SnapshotId(id).to_string(),
         ResourceType::Host => HostId(id).to_string(),
         ResourceType::Channel => ChannelId(id).to_string(),
         ResourceType::Template => TemplateId(id).to_string(),
+        ResourceType::ApiKey => ApiKeyId(id).to_string(),
+        ResourceType::Member => UserId(id).to_string(),
+        ResourceType::Invitation => InvitationId(id).to_string(),
+        ResourceType::Team => TeamId(id).to_string(),
     }
 }
 
 /// Formats the id of a build in an event's details for the API.
 fn details(mut data: serde_json::Value) -> serde_json::Value {
     let build = data.get("build").and_then(serde_json::Value::as_str);
-    if let Some(build) = build.and_then(|id| id.parse::<uuid::Uuid>().ok()) {
+    if let Some(build) = build.and_then(|id| id.parse::<Uuid>().ok()) {
         data["build"] = BuildId(build).to_string().into();
     }
     data
@@ -133,12 +161,16 @@ fn details(mut data: serde_json::Value) -> serde_json::Value {
 /// Converts an event to the API's form.
 pub(crate) fn to_api(event: Event) -> api::Event {
     let Cursor(tx, seq) = event.cursor();
+    let label = event.actor_label;
+    let actor = event.actor_type.zip(event.actor_id);
     api::Event {
         id: format!("{tx}-{seq}"),
         team_id: event.team_id.to_string(),
         event: event.kind,
         resource_id: resource(event.resource_type, event.resource_id),
         resource_type: event.resource_type.to_string(),
+        actor: actor.map(|(kind, id)| api::EventActor { kind, id, label }),
+        generation: event.generation,
         data: details(event.data),
         created_at: event.created_at,
     }
@@ -150,11 +182,16 @@ pub(crate) fn from_outbox(body: &serde_json::Value) -> Option<api::Event> {
     struct Row {
         seq: i64,
         transaction: String,
-        team_id: uuid::Uuid,
+        team_id: Uuid,
         kind: String,
         resource_type: ResourceType,
-        resource_id: uuid::Uuid,
+        resource_id: Uuid,
         data: serde_json::Value,
+        // Deliveries of an earlier version have no actor.
+        actor_type: Option<String>,
+        actor_id: Option<String>,
+        actor_label: Option<String>,
+        generation: Option<i64>,
         created_at: String,
     }
     let row: Row = serde_json::from_value(body.clone()).ok()?;
@@ -170,6 +207,10 @@ pub(crate) fn from_outbox(body: &serde_json::Value) -> Option<api::Event> {
         resource_type: row.resource_type,
         resource_id: row.resource_id,
         data: row.data,
+        actor_type: row.actor_type,
+        actor_id: row.actor_id,
+        actor_label: row.actor_label,
+        generation: row.generation,
         created_at: at.ok()?,
     }))
 }
@@ -187,10 +228,26 @@ mod tests {
     }
 
     #[test]
-    fn event_cursor_is_parsed_and_garbage_is_refused() {
-        assert_eq!(parse_cursor("12-7"), Some(Cursor(12, 7)));
-        for bad in ["", "12", "-", "a-1", "1--1", "1-2-3"] {
-            assert_eq!(parse_cursor(bad), None, "{bad}");
+    fn id_of_each_resource_with_events_is_parsed_and_other_texts_are_not() {
+        let id = Uuid::new_v4();
+        for kind in ResourceType::ALL {
+            assert_eq!(parse_resource(&resource(kind, id)), Some(id), "{kind}");
         }
+        let build = BuildId(id).to_string();
+        for bad in ["", "cl", "cl-", "cl-1", &id.to_string(), &build] {
+            assert_eq!(parse_resource(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn delivery_of_an_earlier_version_has_no_actor() {
+        let mut body = serde_json::json!({ "seq": 7, "transaction": "12", "team_id": Uuid::nil(),
+            "kind": "host.up", "resource_type": "host", "resource_id": Uuid::nil(), "data": {},
+            "created_at": "2026-11-26T12:00:00+00:00" });
+        assert!(from_outbox(&body).unwrap().actor.is_none());
+        body["actor_type"] = "system".into();
+        body["actor_id"] = "system".into();
+        let event = from_outbox(&body).unwrap();
+        assert_eq!((event.id.as_str(), event.actor.unwrap().kind.as_str()), ("12-7", "system"));
     }
 }

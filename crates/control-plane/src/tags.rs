@@ -41,7 +41,7 @@ pub(crate) async fn assign(
         found.filter(|build| build.template_id == template.id && build.state == BuildState::Ready);
     let missing = || Error::NoVersion { template: template.name.clone(), tag: shown };
     let build = found.ok_or_else(missing)?;
-    db::tags::assign(&mut tx, template.id, build.id, &tags).await?;
+    db::tags::assign(&mut tx, template.id, build.id, &tags, &caller.by).await?;
     db::templates::touch(&mut *tx, template.id).await?;
     let what = json!({ "name": template.name, "build": build.id, "tags": tags });
     let entry = Entry::new(caller.team, caller.by, "template.tag", template.id).with(what);
@@ -70,7 +70,7 @@ pub(crate) async fn delete(
     if !db::templates::lock_by_id(&mut tx, template.id).await? {
         return Err(Error::NotFound("template"));
     }
-    let gone = db::tags::delete(&mut tx, template.id, &tags).await?;
+    let gone = db::tags::delete(&mut tx, template.id, &tags, &caller.by).await?;
     if !gone.is_empty() {
         db::templates::touch(&mut *tx, template.id).await?;
         let what = json!({ "name": template.name, "tags": gone });

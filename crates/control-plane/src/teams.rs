@@ -23,7 +23,7 @@ use serde_json::json;
 use sqlx::PgConnection;
 use std::num::{NonZeroU32, NonZeroU64};
 use time::{Duration, OffsetDateTime};
-use types::{InvitationId, Isolation, PLATFORM_TEAM, TeamId, UserId};
+use types::{InvitationId, Isolation, LogPolicy, PLATFORM_TEAM, TeamId, UserId};
 
 /// Lifetime of an invitation.
 const INVITATION: Duration = Duration::days(7);
@@ -71,6 +71,7 @@ pub(crate) async fn found(
     by: Actor,
 ) -> Result<TeamId> {
     let id = TeamId::new();
+    db::actor::act_as(tx, &by).await?;
     db::teams::insert(&mut *tx, id, name).await?;
     db::teams::join(&mut *tx, id, owner, Role::Owner).await?;
     let entry = Entry::new(id, by, "team.create", id).with(json!({ "name": name }));
@@ -121,6 +122,7 @@ async fn of_key(app: &App, caller: Caller) -> Result<api::Team> {
         role: "key".to_owned(),
         default: true,
         isolation: team.isolation.to_string(),
+        logs: team.logs.to_string(),
         created_at: team.created_at,
     })
 }
@@ -132,6 +134,7 @@ fn to_api(team: db::teams::Joined) -> api::Team {
         role: team.role.to_string(),
         default: team.is_default,
         isolation: team.isolation.to_string(),
+        logs: team.logs.to_string(),
         created_at: team.created_at,
     }
 }
@@ -160,6 +163,7 @@ pub(crate) async fn change(
 ) -> Result<api::Team> {
     let name = wanted.name.as_deref().map(check_team_name).transpose()?;
     let isolation = wanted.isolation.as_deref().map(str::parse::<Isolation>).transpose()?;
+    let logs = wanted.logs.as_deref().map(str::parse::<LogPolicy>).transpose()?;
     let mut tx = app.db.begin().await?;
     lock(&mut tx, caller, Action::TeamAdmin).await?;
     if let Some(name) = name {
@@ -170,6 +174,10 @@ pub(crate) async fn change(
         db::teams::set_isolation(&mut *tx, caller.team, isolation).await?;
         let with = json!({ "isolation": isolation });
         note(&mut tx, caller, "team.set_isolation", caller.team, with).await?;
+    }
+    if let Some(logs) = logs {
+        db::teams::set_logs(&mut *tx, caller.team, logs).await?;
+        note(&mut tx, caller, "team.set_logs", caller.team, json!({ "logs": logs })).await?;
     }
     tx.commit().await?;
     app.changed(&Change::Team(caller.team));
@@ -357,7 +365,7 @@ pub(crate) async fn accept(app: &App, who: Session, token: &str) -> Result<api::
     let mut tx = app.db.begin().await?;
     let user = lock_user(&mut tx, who).await?;
     let team = db::teams::team_of_invitation(&mut *tx, &hashed).await?.ok_or_else(invalid)?;
-    if !db::teams::lock(&mut tx, team).await? {
+    if !db::teams::lock(&mut tx, team, &who.by).await? {
         return Err(invalid());
     }
     // The invitation is taken after the lock. A removal of its maker was therefore first, or finds
@@ -455,6 +463,7 @@ pub(crate) fn check_limits(wanted: &api::Limits) -> Result<db::limits::Row> {
         creates_per_sec: int("creates_per_sec", wanted.creates_per_sec)?,
         requests_per_sec: int("requests_per_sec", wanted.requests_per_sec)?,
         isolation: None,
+        logs: None,
     })
 }
 
@@ -468,7 +477,7 @@ pub(crate) async fn set_limits(
     let row = check_limits(&wanted)?;
     let mut tx = app.db.begin().await?;
     lock_operator(&mut tx, by).await?;
-    if !db::teams::lock(&mut tx, team).await? {
+    if !db::teams::lock(&mut tx, team, &by).await? {
         return Err(Error::NotFound("team"));
     }
     db::limits::set(&mut *tx, team, &row).await?;

@@ -213,6 +213,7 @@ pub(crate) async fn set_public(
         return Err(Error::Confined);
     }
     let mut tx = app.db.begin().await?;
+    db::actor::act_as(&mut tx, &caller.by).await?;
     if db::templates::set_public(&mut *tx, found.id, public).await? {
         let entry = Entry::new(caller.team, caller.by, "template.publish", found.id);
         let entry = entry.with(json!({ "name": found.name, "public": public }));
@@ -244,6 +245,7 @@ pub(crate) async fn set_common(
         _ => error.into(),
     };
     let mut tx = app.db.begin().await?;
+    db::actor::act_as(&mut tx, &caller.by).await?;
     if db::templates::set_common(&mut *tx, found.id, common).await.map_err(taken)? {
         let entry = Entry::new(caller.team, caller.by, "template.set_common", found.id);
         let entry = entry.with(json!({ "name": found.name, "common": common }));
@@ -261,6 +263,7 @@ pub(crate) async fn set_isolation(
     tier: Isolation,
 ) -> Result<Overview> {
     let mut tx = app.db.begin().await?;
+    db::actor::act_as(&mut tx, &by).await?;
     let changed = db::templates::set_isolation(&mut *tx, name, tier).await?;
     let id = changed.ok_or(Error::NotFound("template"))?;
     let entry = Entry::new(PLATFORM_TEAM, by, "template.set_isolation", id);
@@ -287,6 +290,7 @@ pub(crate) async fn delete(app: &App, caller: Caller, name: &str) -> Result<()> 
         return Err(in_use(&found.name, &uses));
     }
     let places = db::versions::places(&mut *tx, found.id).await?;
+    db::actor::act_as(&mut tx, &caller.by).await?;
     db::templates::delete(&mut *tx, found.id).await?;
     let entry = Entry::new(caller.team, caller.by, "template.delete", found.id);
     db::audit::write(&mut *tx, &entry.with(json!({ "name": found.name }))).await?;

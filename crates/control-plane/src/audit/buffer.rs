@@ -42,6 +42,11 @@ impl AuditBuffer {
         notes.entry(key).or_insert((0, from)).0 += 1;
     }
 
+    /// Returns the number of different events that wait for the next write.
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.0).len()
+    }
+
     fn take(&self) -> Vec<(AuditEvent, u32)> {
         let notes = std::mem::take(&mut *lock(&self.0));
         let with_address = |((event, _), (times, from)): (EventKey, _)| {
@@ -82,7 +87,7 @@ mod tests {
     #[test]
     fn repeated_refusals_are_counted_and_entries_are_bounded() {
         let notes = AuditBuffer::default();
-        let by = Actor { principal: Principal::Nobody, from: None };
+        let by = Actor { principal: Principal::Nobody, ..Actor::SYSTEM };
         for round in 0..3 {
             for n in 0..1000 {
                 notes.note(AuditEvent {
@@ -108,7 +113,7 @@ mod tests {
         for from in ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"] {
             notes.note(AuditEvent {
                 team: PLATFORM_TEAM,
-                by: Actor { principal: Principal::Nobody, from: from.parse().ok() },
+                by: Actor { principal: Principal::Nobody, from: from.parse().ok(), reason: None },
                 action: "auth.refused",
                 resource: "/".to_owned(),
                 refused: true,

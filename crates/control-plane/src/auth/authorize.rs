@@ -47,7 +47,7 @@ pub(crate) async fn authorize(
     parts.extensions.insert(transport);
     let mut gate = Gate {
         app: &app,
-        by: Actor { principal: Principal::Nobody, from },
+        by: Actor { principal: Principal::Nobody, from, reason: None },
         team: PLATFORM_TEAM,
         transport,
         verified: None,
@@ -168,8 +168,12 @@ impl Gate<'_> {
     /// Counts the request, and takes its share.
     async fn identify(&mut self, parts: &Parts) -> Result<Identity> {
         let headers = &parts.headers;
-        let identity = if let Some(key) = headers.get("x-api-key") {
-            let key = key.to_str().ok().filter(|key| key.len() <= TOKEN_MAX);
+        // Prometheus sends its credential as a bearer token alone.
+        let by_bearer =
+            || session::bearer(headers).filter(|word| crate::secret::is_api_key(word.as_bytes()));
+        let key = headers.get("x-api-key").map(|key| key.to_str().unwrap_or_default());
+        let identity = if let Some(key) = key.or_else(by_bearer) {
+            let key = Some(key).filter(|key| !key.is_empty() && key.len() <= TOKEN_MAX);
             let key = key.ok_or(Error::Unauthenticated)?;
             self.find(Credential::Key(crate::secret::hash(key))).await?
         } else {

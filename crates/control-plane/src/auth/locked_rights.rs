@@ -25,7 +25,8 @@ pub(crate) struct LockedRights {
     pub operator: bool,
 }
 
-/// Locks the caller's team, and checks that the caller may still do something there.
+/// Locks the caller's team, and checks that the caller may still do something there. Later events of
+/// the transaction name the caller.
 pub(crate) async fn lock_rights(
     tx: &mut PgConnection,
     caller: Caller,
@@ -33,7 +34,7 @@ pub(crate) async fn lock_rights(
 ) -> Result<LockedRights> {
     let maker = db::makers::of(tx, caller.by).await?;
     let person = hold_maker(tx, maker).await?;
-    if !db::teams::lock(tx, caller.team).await? {
+    if !db::teams::lock(tx, caller.team, &caller.by).await? {
         return Err(Error::NotFound("team"));
     }
     let key = match caller.key() {

@@ -15,6 +15,20 @@ use time::OffsetDateTime;
 use types::resources::Resources;
 use types::{BuildId, CapsuleId, CapsuleState};
 
+/// Puts the id of a request's capsule in place of its name.
+pub(crate) async fn resolve(
+    app: &App,
+    caller: Caller,
+    wanted: &mut api::CreateBuild,
+) -> Result<()> {
+    if let Some(api::BuildSource::Capsule { id, .. }) = &mut wanted.from
+        && let Some(found) = capsules::find_id(app, caller, id).await?
+    {
+        *id = found.to_string();
+    }
+    Ok(())
+}
+
 /// Returns the capsule of a request that asks for a version with memory. Other requests have none.
 pub(crate) fn source(wanted: &api::CreateBuild) -> Result<Option<CapsuleId>> {
     let Some(api::BuildSource::Capsule { id, memory }) = &wanted.from else { return Ok(None) };
@@ -79,7 +93,7 @@ pub(crate) async fn create(
     if !db::teams::hold(&mut *tx, caller.team).await? {
         return Err(Error::NotFound("team"));
     }
-    db::limits::hold(&mut tx, caller.team).await?;
+    db::limits::hold(&mut tx, caller.team, &caller.by).await?;
     let template = template(&mut tx, caller, &name, &wanted, &limits).await?;
     caller.may(Action::CapsulesAdmin, Resource::Template(template.id))?;
     db::builds::supersede(&mut *tx, template.id, &tags, SUPERSEDED).await?;
@@ -93,7 +107,7 @@ pub(crate) async fn create(
         ..row(caller, id, &template, size, None)
     };
     db::builds::insert(&mut *tx, &row, None).await?;
-    db::tags::assign(&mut tx, template.id, id, &tags).await?;
+    db::tags::assign(&mut tx, template.id, id, &tags, &caller.by).await?;
     db::templates::touch(&mut *tx, template.id).await?;
     if let Some(key) = &key
         && !db::builds::insert_key(&mut *tx, caller.team, &key.key, &key.request, id).await?

@@ -22,9 +22,10 @@ pub(crate) async fn rounds(app: &App) {
 
 async fn round(app: &App) -> sqlx::Result<()> {
     let mut tx = app.db.begin().await?;
-    for (id, team) in db::channels::disable_expired(&mut *tx).await? {
+    let by = Actor::SYSTEM.because("key_expired");
+    for (id, team) in db::channels::disable_expired(&mut *tx, &by).await? {
         let reason = json!({ "reason": "the API key that created the channel has expired" });
-        let entry = Entry::new(team, Actor::SYSTEM, "channel.disable", id).with(reason);
+        let entry = Entry::new(team, by, "channel.disable", id).with(reason);
         db::audit::write(&mut *tx, &entry).await?;
     }
     tx.commit().await

@@ -1,7 +1,9 @@
 //! Rows of builds. A ready build is a version of its template.
 
+use super::actor::setting;
 use super::decode::Unsigned;
 use super::insert::Insert;
+use crate::audit::Actor;
 use recipe::{BuildSpec, Provenance};
 use serde::{Deserialize, Serialize};
 use sqlx::types::Json;
@@ -242,15 +244,18 @@ pub(crate) async fn cancel(
     db: impl PgExecutor<'_>,
     id: BuildId,
     message: &str,
+    by: &Actor,
 ) -> sqlx::Result<Option<BuildState>> {
     let sql = "UPDATE builds SET cancelled = true, generation = generation + 1, \
                reason = CASE status WHEN 'waiting' THEN $2 ELSE reason END, \
                ended_at = CASE status WHEN 'waiting' THEN now() ELSE ended_at END, \
                sealed_logins = CASE status WHEN 'waiting' THEN NULL ELSE sealed_logins END, \
                status = CASE status WHEN 'waiting' THEN 'error' ELSE status END \
-               WHERE id = $1 AND status IN ('waiting', 'building') RETURNING status";
+               WHERE id = $1 AND status IN ('waiting', 'building') \
+               AND set_config('wrenn.actor', $3, true) IS NOT NULL RETURNING status";
     let reason = Reason { message: message.to_owned(), ..Reason::default() };
-    sqlx::query_scalar(sql).bind(id).bind(Json(reason)).fetch_optional(db).await
+    let update = sqlx::query_scalar(sql).bind(id).bind(Json(reason)).bind(setting(by));
+    update.fetch_optional(db).await
 }
 
 /// Ends the waiting builds of a template that have one of the tags. Returns their ids.
@@ -304,14 +309,16 @@ pub(crate) async fn fail_waiting(
     db: impl PgExecutor<'_>,
     id: BuildId,
     reason: &Reason,
+    by: &Actor,
 ) -> sqlx::Result<bool> {
     let sql = "WITH failed AS (UPDATE builds SET status = 'error', reason = $2, lines = 1, \
                ended_at = now(), generation = generation + 1, sealed_logins = NULL \
-               WHERE id = $1 AND status = 'waiting' RETURNING id) \
+               WHERE id = $1 AND status = 'waiting' \
+               AND set_config('wrenn.actor', $4, true) IS NOT NULL RETURNING id) \
                INSERT INTO build_logs (build_id, seq, at, level, text) \
                SELECT id, 1, now(), 'error', $3 FROM failed";
     let line = format!("Build failed: {}", reason.message);
-    let update = sqlx::query(sql).bind(id).bind(Json(reason)).bind(line);
+    let update = sqlx::query(sql).bind(id).bind(Json(reason)).bind(line).bind(setting(by));
     Ok(update.execute(db).await?.rows_affected() == 1)
 }
 

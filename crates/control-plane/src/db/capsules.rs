@@ -1,8 +1,9 @@
 //! Rows of capsules, and the compare-and-set statements that move capsules between states.
 
+use super::actor::setting;
 use super::decode::{Unsigned, ZeroIsNone, or_zero, signed};
-use crate::audit::Actor;
-use crate::policy::Confinement;
+use crate::audit::{Actor, ActorKind};
+use crate::limits::PUBLIC_PORTS_MAX;
 use crate::scheduler::ResourceAmounts;
 use serde_json::Value;
 use sqlx::types::Json;
@@ -11,9 +12,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use time::OffsetDateTime;
 use types::{
-    ApiKeyId, BuildId, CapsuleId, CapsuleState, Egress, HostId, OnTimeout, SnapshotId, TeamId,
-    TemplateId,
+    ApiKeyId, BuildId, CapsuleId, CapsuleState, Egress, HostId, Isolation, LogPolicy, OnTimeout,
+    SnapshotId, TeamId, TemplateId,
 };
+use uuid::Uuid;
 
 /// Columns of [`Capsule`].
 macro_rules! columns {
@@ -23,7 +25,10 @@ macro_rules! columns {
          generation, vcpus, memory_mib, disk_mib, timeout_sec, ends_at, on_timeout, auto_resume, \
          envd_token, stored, stored_tree, stored_newest, traffic_token, link_generation, \
          public_ports, public_traffic, host_header, egress, e2b, created_by_key, disk_full, \
-         storage_bytes, placed, error, metadata, created_at, started_at, updated_at"
+         storage_bytes, placed, error, metadata, logs, created_at, started_at, updated_at, \
+         name, created_by_type, created_by_id, created_by_label, parent_type, parent_id, \
+         state_since, paused_at, last_active_at, ended_at, \
+         (SELECT h.isolation FROM hosts h WHERE h.id = host_id) AS isolation"
     };
 }
 pub(super) use columns;
@@ -96,9 +101,53 @@ pub(crate) struct Capsule {
     pub age: f64,
     pub error: Option<String>,
     pub metadata: Json<BTreeMap<String, String>>,
+    /// Output that the capsule's log keeps.
+    pub logs: LogPolicy,
     pub created_at: OffsetDateTime,
     pub started_at: Option<OffsetDateTime>,
     pub updated_at: OffsetDateTime,
+    pub name: Option<String>,
+    /// Kind, id on the wire and name of the creator. `None` for rows of earlier versions.
+    pub created_by_type: Option<ActorKind>,
+    pub created_by_id: Option<String>,
+    pub created_by_label: Option<String>,
+    /// Origin of the capsule, which may be gone.
+    pub parent_type: Option<ParentKind>,
+    pub parent_id: Option<Uuid>,
+    /// Begin of the present state. A trigger sets this and the times below.
+    pub state_since: OffsetDateTime,
+    /// Begin of the present pause.
+    pub paused_at: Option<OffsetDateTime>,
+    pub last_active_at: OffsetDateTime,
+    pub ended_at: Option<OffsetDateTime>,
+    /// Isolation tier of the host, if the host exists.
+    pub isolation: Option<Isolation>,
+}
+
+/// Kind of a capsule's origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ParentKind {
+    /// Another capsule, of which this one is a fork.
+    Capsule,
+    Snapshot,
+    Template,
+}
+
+types::text_enum!(ParentKind, "parent_type", {
+    Capsule = "capsule",
+    Snapshot = "snapshot",
+    Template = "template",
+});
+
+impl ParentKind {
+    /// Returns an id of this kind as the wire writes it.
+    pub(crate) fn id(self, id: Uuid) -> String {
+        match self {
+            Self::Capsule => CapsuleId(id).to_string(),
+            Self::Snapshot => SnapshotId(id).to_string(),
+            Self::Template => TemplateId(id).to_string(),
+        }
+    }
 }
 
 impl Capsule {
@@ -193,12 +242,14 @@ pub(crate) async fn set_lifetime(
     seen: u64,
     left: Option<f64>,
     rules: &Rules,
+    by: &Actor,
 ) -> sqlx::Result<()> {
     let sql = "UPDATE capsules SET on_timeout = $4, timeout_sec = $5, updated_at = now(), \
                ends_at = CASE WHEN generation = $2 THEN now() + make_interval(secs => $3) \
-               ELSE ends_at END WHERE id = $1";
+               ELSE ends_at END WHERE id = $1 AND set_config('wrenn.actor', $6, true) IS NOT NULL";
     let update = sqlx::query(sql).bind(id).bind(signed(seen)).bind(left);
-    update.bind(rules.on_timeout).bind(or_zero(rules.idle_sec)).execute(db).await.map(|_| ())
+    let update = update.bind(rules.on_timeout).bind(or_zero(rules.idle_sec));
+    update.bind(setting(by)).execute(db).await.map(|_| ())
 }
 
 /// Returns the time that a capsule has left, by the database's clock; `None` means no end.
@@ -213,11 +264,13 @@ pub(crate) async fn set_egress(
     db: impl PgExecutor<'_>,
     id: CapsuleId,
     egress: &Egress,
+    by: &Actor,
 ) -> sqlx::Result<()> {
     let sql = "UPDATE capsules SET egress = jsonb_set($2, '{revision}', \
                to_jsonb(COALESCE((egress->>'revision')::bigint, 0) + 1)), updated_at = now() \
-               WHERE id = $1";
-    sqlx::query(sql).bind(id).bind(Json(egress)).execute(db).await.map(|_| ())
+               WHERE id = $1 AND set_config('wrenn.actor', $3, true) IS NOT NULL";
+    let set = sqlx::query(sql).bind(id).bind(Json(egress)).bind(setting(by));
+    set.execute(db).await.map(|_| ())
 }
 
 /// Returns a capsule's state and generation.
@@ -256,79 +309,25 @@ pub(crate) async fn find_of(
     sqlx::query_as(sql).bind(id).bind(team).bind(build).fetch_optional(db).await
 }
 
+/// Returns a team's capsule, living or ended, unless it works for a build.
+pub(crate) async fn find_ever(
+    db: &PgPool,
+    team: TeamId,
+    id: CapsuleId,
+) -> sqlx::Result<Option<Capsule>> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM capsules WHERE id = $1 AND team_id = $2 AND build_id IS NULL"
+    );
+    sqlx::query_as(sql).bind(id).bind(team).fetch_optional(db).await
+}
+
 /// Reports whether a capsule exists, whatever its team.
 pub(crate) async fn exists(db: &PgPool, id: CapsuleId) -> sqlx::Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM capsules WHERE id = $1 AND status <> 'stopped' \
                AND build_id IS NULL)";
     sqlx::query_scalar(sql).bind(id).fetch_one(db).await
-}
-
-/// Returns a page of a team's capsules that have not been removed, newest first, within a
-/// caller's confinement.
-pub(crate) async fn list(
-    db: &PgPool,
-    team: TeamId,
-    confinement: Confinement,
-    before: Option<CapsuleId>,
-    limit: i64,
-) -> sqlx::Result<Vec<Capsule>> {
-    let sql = concat!(
-        "SELECT ",
-        columns!(),
-        " FROM capsules WHERE team_id = $1 AND status <> 'stopped' AND build_id IS NULL \
-               AND ($2::uuid IS NULL OR (created_at, id) < \
-                    (SELECT created_at, id FROM capsules WHERE id = $2 AND team_id = $1)) \
-               AND ($4::uuid IS NULL OR id = $4) AND ($5::uuid IS NULL OR template_id = $5) \
-               ORDER BY created_at DESC, id DESC LIMIT $3"
-    );
-    let list = sqlx::query_as(sql).bind(team).bind(before).bind(limit);
-    let list = list.bind(confinement.capsule).bind(confinement.template);
-    list.fetch_all(db).await
-}
-
-/// Conditions on a team's capsules. A capsule's start is its first run, or its creation before
-/// that.
-pub(crate) struct Search<'a> {
-    pub confinement: Confinement,
-    pub states: &'a [CapsuleState],
-    pub metadata: &'a BTreeMap<String, String>,
-    /// Name or id of a template, or id of a snapshot.
-    pub template: Option<&'a str>,
-    /// Earliest start of a capsule.
-    pub since: Option<OffsetDateTime>,
-    pub oldest_first: bool,
-    /// Start and id of the last capsule on the previous page.
-    pub after: Option<(OffsetDateTime, CapsuleId)>,
-    pub limit: i64,
-}
-
-/// Returns a page of the capsules that meet the conditions, in the order of their start.
-pub(crate) async fn search(
-    db: &PgPool,
-    team: TeamId,
-    search: &Search<'_>,
-) -> sqlx::Result<Vec<Capsule>> {
-    let (than, order) = if search.oldest_first { (">", "ASC") } else { ("<", "DESC") };
-    let began = "coalesce(started_at, created_at)";
-    let sql = format!(
-        "SELECT {columns} FROM capsules WHERE team_id = $1 AND status <> 'stopped' \
-         AND build_id IS NULL AND status = ANY($2) AND metadata @> $3 AND ($4::uuid IS NULL OR id = $4) \
-         AND ($5::uuid IS NULL OR template_id = $5) \
-         AND ($6::text IS NULL OR template = $6 OR template_id = $7 OR snapshot_id = $7) \
-         AND ($8::timestamptz IS NULL OR {began} >= $8) \
-         AND ($9::timestamptz IS NULL OR ({began}, id) {than} ($9, $10)) \
-         ORDER BY {began} {order}, id {order} LIMIT $11",
-        columns = columns!(),
-    );
-    let id = search.template.and_then(|text| {
-        let template = text.parse::<TemplateId>().map(|id| id.0).ok();
-        template.or_else(|| text.parse::<SnapshotId>().map(|id| id.0).ok())
-    });
-    let list = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(team).bind(search.states);
-    let list = list.bind(Json(search.metadata)).bind(search.confinement.capsule);
-    let list = list.bind(search.confinement.template).bind(search.template).bind(id);
-    let list = list.bind(search.since).bind(search.after.map(|after| after.0));
-    list.bind(search.after.map(|after| after.1)).bind(search.limit).fetch_all(db).await
 }
 
 /// Lists a host's capsules that have not been removed, with their age.
@@ -343,23 +342,25 @@ pub(crate) async fn list_by_host(db: &PgPool, host: HostId) -> sqlx::Result<Vec<
     sqlx::query_as(sql).bind(host).fetch_all(db).await
 }
 
-/// Audit entry of a move. It names no team, since the statement takes the team from the row.
+/// Actor of a move, with the audit entry. The entry names no team, since the statement takes the
+/// team from the row.
 pub(crate) struct MoveEntry {
     pub by: Actor,
-    pub action: &'static str,
+    /// Action of the entry; `None` for a move without an entry.
+    pub action: Option<&'static str>,
     pub metadata: Value,
 }
 
 /// Moves a capsule to a state, if its generation is still `seen` and the move is legal. The
-/// statement also writes the entry in the audit log, if there is one. Returns the new generation,
-/// or `None` if another writer was faster.
+/// statement also writes the entry in the audit log, if it has an action. Returns the new
+/// generation, or `None` if another writer was faster.
 pub(crate) async fn transition(
     db: &PgPool,
     id: CapsuleId,
     seen: u64,
     to: CapsuleState,
     error: Option<&str>,
-    entry: Option<&MoveEntry>,
+    entry: &MoveEntry,
 ) -> sqlx::Result<Option<u64>> {
     let sql = "WITH moved AS (\
                UPDATE capsules SET status = $3, generation = generation + 1, updated_at = now(), \
@@ -369,6 +370,7 @@ pub(crate) async fn transition(
                disk_full = disk_full AND $3 = 'running', \
                operation = '' \
                WHERE id = $1 AND generation = $2 AND status = ANY($5) \
+               AND set_config('wrenn.actor', $12, true) IS NOT NULL \
                RETURNING team_id, build_id, generation), \
                noted AS (INSERT INTO audit_logs (id, team_id, actor_type, actor_id, address, \
                resource_type, resource_id, action, status, metadata) \
@@ -378,11 +380,12 @@ pub(crate) async fn transition(
                WHERE $10::text IS NOT NULL AND build_id IS NULL) SELECT generation FROM moved";
     let update = sqlx::query_scalar(sql).bind(id).bind(signed(seen)).bind(to);
     let update = update.bind(error).bind(to.previous());
-    let update = update.bind(entry.map(|e| e.by.principal.kind()));
-    let update = update.bind(entry.map(|e| e.by.principal.id()));
-    let update = update.bind(entry.and_then(|e| e.by.from).map(|ip| ip.to_string()));
-    let update = update.bind(id.to_string()).bind(entry.map(|e| e.action));
-    Ok(changed(update.bind(entry.map(|e| &e.metadata)).fetch_optional(db).await?))
+    let by = &entry.by;
+    let update = update.bind(by.principal.kind()).bind(by.principal.id());
+    let update = update.bind(by.from.map(|ip| ip.to_string()));
+    let update = update.bind(id.to_string()).bind(entry.action);
+    let update = update.bind(&entry.metadata).bind(setting(by));
+    Ok(changed(update.fetch_optional(db).await?))
 }
 
 /// Moves a capsule that starts or resumes to `running`, which has no entry in the audit log. Sets
@@ -393,16 +396,19 @@ pub(crate) async fn set_running(
     id: CapsuleId,
     seen: u64,
     left: Option<f64>,
+    by: &Actor,
 ) -> sqlx::Result<Option<Capsule>> {
     let sql = concat!(
         "UPDATE capsules SET status = 'running', generation = generation + 1, \
                updated_at = now(), error = NULL, started_at = coalesce(started_at, now()), \
                stored_newest = false, operation = '', ends_at = now() + make_interval(secs => $4) \
-               WHERE id = $1 AND generation = $2 AND status = ANY($3) RETURNING ",
+               WHERE id = $1 AND generation = $2 AND status = ANY($3) \
+               AND set_config('wrenn.actor', $5, true) IS NOT NULL RETURNING ",
         columns!()
     );
     let update = sqlx::query_as(sql).bind(id).bind(signed(seen));
-    update.bind(CapsuleState::Running.previous()).bind(left).fetch_optional(db).await
+    let update = update.bind(CapsuleState::Running.previous()).bind(left);
+    update.bind(setting(by)).fetch_optional(db).await
 }
 
 /// Moves a capsule to `pausing`, under a name that contains the pause's parameters. Returns the new
@@ -412,12 +418,15 @@ pub(crate) async fn begin_pause(
     id: CapsuleId,
     seen: u64,
     operation: &str,
+    by: &Actor,
 ) -> sqlx::Result<Option<u64>> {
     let sql = "UPDATE capsules SET status = 'pausing', operation = $3, error = NULL, \
                disk_full = false, generation = generation + 1, updated_at = now() \
-               WHERE id = $1 AND generation = $2 AND status = ANY($4) RETURNING generation";
+               WHERE id = $1 AND generation = $2 AND status = ANY($4) \
+               AND set_config('wrenn.actor', $5, true) IS NOT NULL RETURNING generation";
     let update = sqlx::query_scalar(sql).bind(id).bind(signed(seen)).bind(operation);
-    Ok(changed(update.bind(CapsuleState::Pausing.previous()).fetch_optional(db).await?))
+    let update = update.bind(CapsuleState::Pausing.previous()).bind(setting(by));
+    Ok(changed(update.fetch_optional(db).await?))
 }
 
 /// Moves a capsule to `resuming`, under a name that contains the resume's parameters. The host may
@@ -429,14 +438,16 @@ pub(crate) async fn resume_on(
     seen: u64,
     host: HostId,
     operation: &str,
+    by: &Actor,
 ) -> sqlx::Result<Option<u64>> {
     let sql = "UPDATE capsules SET status = 'resuming', host_id = $3, error = NULL, \
                placed = CASE WHEN host_id IS DISTINCT FROM $3 THEN generation + 1 \
                ELSE placed END, generation = generation + 1, updated_at = now(), operation = $5 \
-               WHERE id = $1 AND generation = $2 AND status = ANY($4) RETURNING generation";
+               WHERE id = $1 AND generation = $2 AND status = ANY($4) \
+               AND set_config('wrenn.actor', $6, true) IS NOT NULL RETURNING generation";
     let update = sqlx::query_scalar(sql).bind(id).bind(signed(seen)).bind(host);
     let update = update.bind(CapsuleState::Resuming.previous()).bind(operation);
-    Ok(changed(update.fetch_optional(db).await?))
+    Ok(changed(update.bind(setting(by)).fetch_optional(db).await?))
 }
 
 /// Puts a capsule back on the host in `before`, if its generation is still `seen`.
@@ -478,25 +489,40 @@ pub(crate) async fn set_usage(
     update.execute(db).await.map(|_| ())
 }
 
+/// Stores the last activity in capsules, as seconds before now. An earlier one than the row's counts
+/// for nothing. Skips rows that another transaction changes, since the next round tells them again.
+pub(crate) async fn note_use(db: &PgPool, used: &[(CapsuleId, f64)]) -> sqlx::Result<()> {
+    let (ids, idle): (Vec<Uuid>, Vec<f64>) = used.iter().map(|(id, idle)| (id.0, *idle)).unzip();
+    let sql = "WITH free AS (SELECT c.id, u.idle FROM capsules c \
+               JOIN unnest($1::uuid[], $2::float8[]) AS u (id, idle) ON u.id = c.id \
+               WHERE c.status <> 'stopped' FOR NO KEY UPDATE OF c SKIP LOCKED) \
+               UPDATE capsules c SET last_active_at = \
+               greatest(c.last_active_at, now() - make_interval(secs => free.idle)) \
+               FROM free WHERE c.id = free.id";
+    sqlx::query(sql).bind(ids).bind(idle).execute(db).await.map(|_| ())
+}
+
 /// Makes a port of a team's capsule public or private. Returns the capsule. Returns `None` if the
-/// capsule is not the team's, or would have more than `most` public ports.
+/// capsule is not the team's, or would have too many public ports.
 pub(crate) async fn set_public(
     db: impl PgExecutor<'_>,
     team: TeamId,
     id: CapsuleId,
     port: u16,
     public: bool,
-    most: i32,
+    by: &Actor,
 ) -> sqlx::Result<Option<Capsule>> {
     let sql = concat!(
         "UPDATE capsules SET public_ports = array_remove(public_ports, $3) || \
                CASE WHEN $4 THEN ARRAY[$3] ELSE '{}' END, updated_at = now() \
                WHERE id = $1 AND team_id = $2 AND status <> 'stopped' \
-               AND (NOT $4 OR cardinality(array_remove(public_ports, $3)) < $5) RETURNING ",
+               AND (NOT $4 OR cardinality(array_remove(public_ports, $3)) < $5) \
+               AND set_config('wrenn.actor', $6, true) IS NOT NULL RETURNING ",
         columns!()
     );
+    let most = i32::try_from(PUBLIC_PORTS_MAX).unwrap_or(i32::MAX);
     let update = sqlx::query_as(sql).bind(id).bind(team).bind(i32::from(port));
-    update.bind(public).bind(most).fetch_optional(db).await
+    update.bind(public).bind(most).bind(setting(by)).fetch_optional(db).await
 }
 
 /// Replaces the traffic token of a team's capsule; `false` when the capsule is gone.
@@ -505,11 +531,13 @@ pub(crate) async fn set_traffic_token(
     team: TeamId,
     id: CapsuleId,
     token: &str,
+    by: &Actor,
 ) -> sqlx::Result<bool> {
     let sql = "UPDATE capsules SET traffic_token = $3, updated_at = now() \
-               WHERE id = $1 AND team_id = $2 AND status <> 'stopped'";
-    let set = sqlx::query(sql).bind(id).bind(team).bind(token).execute(db).await?;
-    Ok(set.rows_affected() == 1)
+               WHERE id = $1 AND team_id = $2 AND status <> 'stopped' \
+               AND set_config('wrenn.actor', $4, true) IS NOT NULL";
+    let set = sqlx::query(sql).bind(id).bind(team).bind(token).bind(setting(by));
+    Ok(set.execute(db).await?.rows_affected() == 1)
 }
 
 /// Starts a new generation of preview links; `false` when the capsule is gone.
@@ -517,10 +545,13 @@ pub(crate) async fn rotate_links(
     db: impl PgExecutor<'_>,
     team: TeamId,
     id: CapsuleId,
+    by: &Actor,
 ) -> sqlx::Result<bool> {
     let sql = "UPDATE capsules SET link_generation = link_generation + 1, updated_at = now() \
-               WHERE id = $1 AND team_id = $2 AND status <> 'stopped'";
-    Ok(sqlx::query(sql).bind(id).bind(team).execute(db).await?.rows_affected() == 1)
+               WHERE id = $1 AND team_id = $2 AND status <> 'stopped' \
+               AND set_config('wrenn.actor', $3, true) IS NOT NULL";
+    let update = sqlx::query(sql).bind(id).bind(team).bind(setting(by));
+    Ok(update.execute(db).await?.rows_affected() == 1)
 }
 
 /// Reports whether a host should have a machine of this capsule. The host of the row should. While

@@ -1,7 +1,9 @@
 //! Channels of teams, and the deliveries of events to them.
 
+use super::actor::setting;
 use super::insert::Insert;
 use super::makers::Maker;
+use crate::audit::Actor;
 use serde_json::Value;
 use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
@@ -114,10 +116,12 @@ pub(crate) async fn send(
 /// Disables the channels whose maker's key has expired. Returns them with their teams.
 pub(crate) async fn disable_expired(
     db: impl PgExecutor<'_>,
+    by: &Actor,
 ) -> sqlx::Result<Vec<(ChannelId, TeamId)>> {
     let sql = "UPDATE channels SET enabled = false, updated_at = now() WHERE enabled \
-               AND made_by_key IS NOT NULL AND NOT key_stands(made_by_key) RETURNING id, team_id";
-    sqlx::query_as(sql).fetch_all(db).await
+               AND made_by_key IS NOT NULL AND NOT key_stands(made_by_key) \
+               AND set_config('wrenn.actor', $1, true) IS NOT NULL RETURNING id, team_id";
+    sqlx::query_as(sql).bind(setting(by)).fetch_all(db).await
 }
 
 /// State of a delivery.

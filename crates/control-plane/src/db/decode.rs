@@ -131,7 +131,17 @@ mod tests {
         assert_eq!(ActorKind::ALL.map(ActorKind::as_str), ["user", "api_key", "host", "system"]);
         assert_eq!(Outcome::ALL.map(Outcome::as_str), ["ok", "refused"]);
         assert_eq!(DeliveryState::ALL.map(DeliveryState::as_str), ["waiting", "done", "failed"]);
-        let resources = ["capsule", "snapshot", "host", "channel", "template"];
+        let resources = [
+            "capsule",
+            "snapshot",
+            "host",
+            "channel",
+            "template",
+            "api_key",
+            "member",
+            "invitation",
+            "team",
+        ];
         assert_eq!(ResourceType::ALL.map(ResourceType::as_str), resources);
         assert_eq!(Kind::ALL.map(Kind::as_str), ["registration", "refresh"]);
         assert_eq!(SessionKind::ALL.map(SessionKind::as_str), ["browser", "program"]);

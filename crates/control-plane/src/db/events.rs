@@ -1,15 +1,38 @@
-//! Events in their order, and the usage of each team.
+//! Events in their order and their history, and the usage of each team.
 
 use super::pool::UNHURRIED;
 use serde_json::Value;
-use sqlx::{Executor, PgPool};
+use sqlx::{Executor, PgConnection, PgPool, Postgres, QueryBuilder};
+use std::str::FromStr;
 use time::{Date, OffsetDateTime};
-use types::TeamId;
+use types::{TeamId, UserId};
 use uuid::Uuid;
 
 /// Position among events: the transaction, and the number of the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Cursor(pub i64, pub i64);
+
+impl Cursor {
+    /// Position after every event.
+    pub(crate) const END: Self = Self(i64::MAX, i64::MAX);
+}
+
+/// Parses the `id` of an event.
+impl FromStr for Cursor {
+    type Err = InvalidCursor;
+
+    fn from_str(id: &str) -> Result<Self, InvalidCursor> {
+        let parse = || {
+            let (tx, seq) = id.split_once('-')?;
+            Some(Self(tx.parse().ok()?, seq.parse().ok()?))
+        };
+        parse().filter(|cursor| cursor.0 >= 0 && cursor.1 >= 0).ok_or(InvalidCursor)
+    }
+}
+
+/// A text that is not the `id` of an event.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct InvalidCursor;
 
 /// Kind of the resource that an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +42,10 @@ pub(crate) enum ResourceType {
     Host,
     Channel,
     Template,
+    ApiKey,
+    Member,
+    Invitation,
+    Team,
 }
 
 types::text_enum!(ResourceType, "resource_type", {
@@ -27,7 +54,19 @@ types::text_enum!(ResourceType, "resource_type", {
     Host = "host",
     Channel = "channel",
     Template = "template",
+    ApiKey = "api_key",
+    Member = "member",
+    Invitation = "invitation",
+    Team = "team",
 });
+
+/// Columns of [`Event`].
+macro_rules! columns {
+    () => {
+        "seq, transaction::text::bigint AS tx, team_id, kind, resource_type, resource_id, data, \
+         actor_type, actor_id, actor_label, generation, created_at"
+    };
+}
 
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Event {
@@ -38,6 +77,12 @@ pub(crate) struct Event {
     pub resource_type: ResourceType,
     pub resource_id: Uuid,
     pub data: Value,
+    /// Actor; `None` in events of earlier versions.
+    pub actor_type: Option<String>,
+    pub actor_id: Option<String>,
+    pub actor_label: Option<String>,
+    /// Generation of the capsule or build; `None` for other resources.
+    pub generation: Option<i64>,
     pub created_at: OffsetDateTime,
 }
 
@@ -54,21 +99,121 @@ pub(crate) async fn now(db: &PgPool) -> sqlx::Result<Cursor> {
     Ok(Cursor(sqlx::query_scalar(sql).fetch_one(db).await?, 0))
 }
 
-/// Lists a team's events after a position, in order. Stops before the oldest open transaction, so
-/// that no event can appear in between later.
+/// Condition of events before the oldest open transaction. No event can appear among them later.
+const CERTAIN: &str = "transaction < pg_snapshot_xmin(pg_current_snapshot())";
+
+/// Lists a team's events after a position, in order, of all resources or one. Stops before the
+/// oldest open transaction, so that no event can appear in between later.
 pub(crate) async fn after(
     db: &PgPool,
     team: TeamId,
+    resource: Option<Uuid>,
     cursor: Cursor,
     limit: i64,
 ) -> sqlx::Result<Vec<Event>> {
-    let sql = "SELECT seq, transaction::text::bigint AS tx, team_id, kind, resource_type, \
-               resource_id, data, created_at FROM events WHERE team_id = $1 \
-               AND (transaction, seq) > ($2::text::xid8, $3) \
-               AND transaction < pg_snapshot_xmin(pg_current_snapshot()) \
-               ORDER BY transaction, seq LIMIT $4";
-    let after = sqlx::query_as(sql).bind(team).bind(cursor.0.to_string()).bind(cursor.1);
-    after.bind(limit).fetch_all(db).await
+    let mut sql = select(team);
+    if let Some(resource) = resource {
+        sql.push(" AND resource_id = ").push_bind(resource);
+    }
+    sql.push(" AND (transaction, seq) > (").push_bind(cursor.0.to_string());
+    sql.push("::text::xid8, ").push_bind(cursor.1).push(") ORDER BY transaction, seq LIMIT ");
+    sql.push_bind(limit).build_query_as().fetch_all(db).await
+}
+
+/// Begins a query for a team's events that are certain.
+fn select(team: TeamId) -> QueryBuilder<Postgres> {
+    let mut sql =
+        QueryBuilder::<Postgres>::new(concat!("SELECT ", columns!(), " FROM events WHERE "));
+    sql.push(CERTAIN).push(" AND team_id = ").push_bind(team);
+    sql
+}
+
+/// Reports whether events after a position may be missing. Either their age had them removed, or
+/// the position is none of this database.
+pub(crate) async fn is_expired(db: &PgPool, team: TeamId, cursor: Cursor) -> sqlx::Result<bool> {
+    let sql = "SELECT $2::text::xid8 > pg_snapshot_xmax(pg_current_snapshot()) \
+               OR EXISTS (SELECT 1 FROM event_floors WHERE team_id = $1 \
+               AND (transaction, seq) > ($2::text::xid8, $3))";
+    let check = sqlx::query_scalar(sql).bind(team).bind(cursor.0.to_string()).bind(cursor.1);
+    check.fetch_one(db).await
+}
+
+/// Selection of a team's past events.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Filter {
+    pub resource: Option<Uuid>,
+    /// Kinds of events; empty for all kinds.
+    pub kinds: Vec<&'static str>,
+}
+
+/// Returns a page of a team's events before a position, newest first.
+pub(crate) async fn history(
+    db: &PgPool,
+    team: TeamId,
+    filter: &Filter,
+    before: Cursor,
+    limit: i64,
+) -> sqlx::Result<Vec<Event>> {
+    let mut sql = match (filter.resource, filter.kinds.as_slice()) {
+        (None, []) => select(team),
+        (Some(resource), kinds) => {
+            let mut sql = select(team);
+            sql.push(" AND resource_id = ").push_bind(resource);
+            if !kinds.is_empty() {
+                sql.push(" AND kind = ANY(").push_bind(kinds.to_vec()).push(")");
+            }
+            sql
+        }
+        (None, kinds) => return of_kinds(db, team, kinds, before, limit).await,
+    };
+    page(&mut sql, before, limit);
+    sql.build_query_as().fetch_all(db).await
+}
+
+/// Ends a query with a page before a position, newest first.
+fn page(sql: &mut QueryBuilder<Postgres>, before: Cursor, limit: i64) {
+    sql.push(" AND (transaction, seq) < (").push_bind(before.0.to_string());
+    sql.push("::text::xid8, ").push_bind(before.1);
+    sql.push(") ORDER BY transaction DESC, seq DESC LIMIT ").push_bind(limit);
+}
+
+/// Returns a page of events of some kinds. Each kind has a page of its own, by the index. A rare
+/// kind therefore costs no scan of all other events.
+async fn of_kinds(
+    db: &PgPool,
+    team: TeamId,
+    kinds: &[&'static str],
+    before: Cursor,
+    limit: i64,
+) -> sqlx::Result<Vec<Event>> {
+    let mut sql = QueryBuilder::<Postgres>::new("SELECT e.* FROM unnest(");
+    sql.push_bind(kinds.to_vec()).push(") AS k (kind), LATERAL (SELECT ").push(columns!());
+    sql.push(" FROM events WHERE ").push(CERTAIN).push(" AND team_id = ").push_bind(team);
+    sql.push(" AND events.kind = k.kind");
+    page(&mut sql, before, limit);
+    sql.push(") e ORDER BY e.tx DESC, e.seq DESC LIMIT ").push_bind(limit);
+    sql.build_query_as().fetch_all(db).await
+}
+
+/// Removes a user's identity from all events and deliveries, which may take long.
+pub(crate) async fn anonymise(db: &mut PgConnection, user: UserId) -> sqlx::Result<()> {
+    sqlx::query(UNHURRIED).execute(&mut *db).await?;
+    let id = user.to_string();
+    let sql = "UPDATE events SET actor_id = 'erased', actor_label = NULL \
+               WHERE actor_type = 'user' AND actor_id = $1";
+    sqlx::query(sql).bind(&id).execute(&mut *db).await?;
+    let nil = Uuid::nil();
+    let sql = "UPDATE events SET resource_id = $2 WHERE resource_type = 'member' \
+               AND resource_id = $1";
+    sqlx::query(sql).bind(user).bind(nil).execute(&mut *db).await?;
+    let sql = "UPDATE deliveries SET body = body || CASE WHEN body ->> 'actor_id' = $1 \
+               THEN '{\"actor_id\": \"erased\", \"actor_label\": null}' ELSE '{}'::jsonb END \
+               || CASE WHEN body ->> 'resource_id' = $2::uuid::text \
+               THEN jsonb_build_object('resource_id', $3::uuid) ELSE '{}' END \
+               WHERE body ->> 'actor_id' = $1 \
+               OR body ->> 'resource_type' = 'member' AND body ->> 'resource_id' = $2::uuid::text";
+    let update = sqlx::query(sql).bind(id).bind(user).bind(nil);
+    update.execute(db).await.map(|_| ())
 }
 
 #[derive(Debug, sqlx::FromRow)]
@@ -166,4 +311,17 @@ pub(crate) async fn add_up(db: &PgPool, days: i32, limit: i64) -> sqlx::Result<u
     let gone = sqlx::query(sql).bind(days).bind(limit).execute(&mut *tx).await?.rows_affected();
     tx.commit().await?;
     Ok(gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn event_cursor_is_parsed_and_garbage_is_refused() {
+        assert_eq!("12-7".parse(), Ok(Cursor(12, 7)));
+        for bad in ["", "12", "-", "a-1", "1--1", "1-2-3"] {
+            assert_eq!(bad.parse::<Cursor>(), Err(InvalidCursor), "{bad}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use sqlx::{PgExecutor, PgPool};
 use std::num::{NonZeroU32, NonZeroU64};
 use time::OffsetDateTime;
-use types::{ApiKeyId, CapsuleId, Isolation, TeamId, TemplateId, UserId};
+use types::{ApiKeyId, CapsuleId, Isolation, LogPolicy, TeamId, TemplateId, UserId};
 
 /// A key with the fields that authorization needs.
 #[derive(Debug, Clone, Deserialize)]
@@ -65,6 +65,7 @@ impl KeyLimits {
             creates_per_sec: self.creates_per_sec.and_then(NonZeroU32::new),
             requests_per_sec: self.requests_per_sec.and_then(NonZeroU32::new),
             isolation: Isolation::None,
+            logs: LogPolicy::default(),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Limits of teams and keys, and their present use.
 
+use super::actor;
 use super::decode::{Nullable, signed};
 use super::insert::Insert;
+use crate::audit::Actor;
 use crate::limits::{Held, Limits, Stored};
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use std::num::{NonZeroU32, NonZeroU64};
-use types::{ApiKeyId, Isolation, PLATFORM_TEAM, TeamId};
+use types::{ApiKeyId, Isolation, LogPolicy, PLATFORM_TEAM, TeamId};
 
 /// Limits of a team: its own, else the platform's default. `None` where neither is set, and 0 for
 /// no limit.
@@ -34,6 +36,9 @@ pub(crate) struct Row {
     /// Lowest isolation tier, from the team's own row.
     #[sqlx(default)]
     pub isolation: Option<Isolation>,
+    /// Output that the logs of new capsules keep, from the team's own row.
+    #[sqlx(default)]
+    pub logs: Option<LogPolicy>,
 }
 
 impl Row {
@@ -54,6 +59,7 @@ impl Row {
                 .requests_per_sec
                 .map_or(default.requests_per_sec, NonZeroU32::new),
             isolation: self.isolation.unwrap_or_default(),
+            logs: self.logs.unwrap_or_default(),
         }
     }
 }
@@ -69,7 +75,8 @@ pub(crate) async fn of(db: &PgPool, team: TeamId) -> sqlx::Result<Row> {
                coalesce(t.templates, p.templates) AS templates, \
                coalesce(t.builds, p.builds) AS builds, \
                coalesce(t.template_mib, p.template_mib) AS template_mib, \
-               (SELECT isolation FROM teams WHERE id = $1) AS isolation \
+               (SELECT isolation FROM teams WHERE id = $1) AS isolation, \
+               (SELECT logs FROM teams WHERE id = $1) AS logs \
                FROM (SELECT 1) AS always LEFT JOIN team_limits t ON t.team_id = $1 \
                LEFT JOIN team_limits p ON p.team_id = $2";
     sqlx::query_as(sql).bind(team).bind(PLATFORM_TEAM).fetch_one(db).await
@@ -98,9 +105,12 @@ pub(crate) async fn set(db: impl PgExecutor<'_>, team: TeamId, row: &Row) -> sql
 }
 
 /// Locks the count of a team's capsules until this transaction ends. Other callers of `hold` wait.
-pub(crate) async fn hold(db: &mut PgConnection, team: TeamId) -> sqlx::Result<()> {
-    let sql = "SELECT pg_advisory_xact_lock(hashtextextended($1::text, 6))";
-    sqlx::query(sql).bind(team.0.to_string()).execute(db).await.map(|_| ())
+/// The transaction's events name the actor.
+pub(crate) async fn hold(db: &mut PgConnection, team: TeamId, by: &Actor) -> sqlx::Result<()> {
+    let sql = "SELECT pg_advisory_xact_lock(hashtextextended($1::text, 6)), \
+               set_config('wrenn.actor', $2, true)";
+    let hold = sqlx::query(sql).bind(team.0.to_string()).bind(actor::setting(by));
+    hold.execute(db).await.map(|_| ())
 }
 
 /// Keeps a team from being ended until this transaction ends. With `counted`, takes the lock of

@@ -5,11 +5,13 @@
 //! The function `admit_capsule` of the database takes the team's lock and counts after that.
 //! Concurrent creates of a team therefore never both get the last place.
 
+use super::actor::setting;
 use super::audit;
+use super::capsule_names::NewName;
 use super::capsules::Capsule;
 use super::decode::or_zero;
 use super::insert::Insert;
-use crate::audit::Entry;
+use crate::audit::{Actor, Entry, Principal};
 use crate::limits::Held;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::PgArguments;
@@ -20,6 +22,9 @@ use types::CapsuleState;
 #[derive(Clone, Copy)]
 pub(crate) struct NewCapsule<'a> {
     pub row: &'a Capsule,
+    pub name: &'a NewName,
+    /// Creator of the capsule.
+    pub by: Principal,
     /// Entry in the audit log; `None` for a capsule that works for a build.
     pub entry: Option<&'a Entry>,
     /// Idempotency key, and the hash of its request.
@@ -65,14 +70,14 @@ pub(crate) async fn insert(
     })
 }
 
-/// Makes the statement and the values of its parameters. Parameters 1 to 9 are those of
+/// Makes the statement and the values of its parameters. Parameters 1 to 10 are those of
 /// [`shared`], and those of the inserts follow.
 fn statement(new: &NewCapsule<'_>) -> sqlx::Result<(String, PgArguments)> {
     let shared = shared(new).map_err(sqlx::Error::Encode)?;
     // The key is inserted first. Its reference to the capsule is checked at the statement's end.
     let source = "fits WHERE $6 IS NULL OR EXISTS (SELECT 1 FROM keyed)";
     let (capsule, mut arguments) =
-        fill(Insert::into("capsules").after(shared), new.row).for_each(source)?;
+        fill(Insert::into("capsules").after(shared), new).for_each(source)?;
     let mut noted = String::new();
     if let Some(entry) = new.entry {
         let insert = audit::fill(Insert::into(audit::TABLE).after(arguments), entry);
@@ -84,7 +89,8 @@ fn statement(new: &NewCapsule<'_>) -> sqlx::Result<(String, PgArguments)> {
         "WITH held AS MATERIALIZED \
          (SELECT capsules, vcpus, memory_mib FROM admit_capsule($1, $2)), \
          fits AS MATERIALIZED (SELECT true AS yes FROM held \
-         WHERE NOT $2 OR (capsules <= $3 AND vcpus <= $4 AND memory_mib <= $5)), \
+         WHERE (NOT $2 OR (capsules <= $3 AND vcpus <= $4 AND memory_mib <= $5)) \
+         AND set_config('wrenn.actor', $10, true) IS NOT NULL), \
          keyed AS (INSERT INTO idempotency_keys (team_id, key, request_hash, capsule_id) \
          SELECT $1, $6, $7, $8 FROM fits WHERE $6 IS NOT NULL ON CONFLICT DO NOTHING \
          RETURNING key), \
@@ -111,12 +117,14 @@ fn shared(new: &NewCapsule<'_>) -> Result<PgArguments, BoxDynError> {
     shared.add(new.key.map(|(_, request)| request.as_slice()))?;
     shared.add(row.id)?;
     shared.add(spawned)?;
+    shared.add(setting(new.entry.map_or(&Actor::SYSTEM, |entry| &entry.by)))?;
     Ok(shared)
 }
 
 /// Sets the columns of a new row.
-fn fill(insert: Insert, row: &Capsule) -> Insert {
-    insert
+fn fill(insert: Insert, new: &NewCapsule<'_>) -> Insert {
+    let row = new.row;
+    fill_creator(fill_name(insert, new.name), new.by)
         .set("id", row.id)
         .set("team_id", row.team_id)
         .set("host_id", row.host_id)
@@ -141,4 +149,34 @@ fn fill(insert: Insert, row: &Capsule) -> Insert {
         .set("e2b", row.e2b)
         .set("created_by_key", row.created_by_key)
         .set("metadata", &row.metadata)
+        .set("logs", row.logs)
+        .set("parent_type", row.parent_type)
+        .set("parent_id", row.parent_id)
+}
+
+/// Sets the name. The first parameter of the statement is the team.
+fn fill_name(insert: Insert, name: &NewName) -> Insert {
+    match name {
+        NewName::None => insert,
+        NewName::Given(name) => insert.set("name", name),
+        NewName::CopyOf(origin) => insert.set_with("name", "free_capsule_name($1, ?)", origin),
+    }
+}
+
+/// Sets the creator, with the name that the creator has now.
+fn fill_creator(insert: Insert, by: Principal) -> Insert {
+    let insert = insert.set("created_by_type", by.kind());
+    match by {
+        Principal::Key(id) => insert.set("created_by_id", by.id()).set_with(
+            "created_by_label",
+            "(SELECT k.name FROM api_keys k WHERE k.id = ?)",
+            id,
+        ),
+        Principal::User(id) => insert.set("created_by_id", by.id()).set_with(
+            "created_by_label",
+            "(SELECT u.name FROM users u WHERE u.id = ?)",
+            id,
+        ),
+        Principal::Host(_) | Principal::System | Principal::Nobody => insert,
+    }
 }

@@ -19,6 +19,11 @@ const LIMITS: &str = "SET statement_timeout = '20s'; SET lock_timeout = '10s'; \
 /// Statement that raises the time limit for the rest of a transaction that nobody waits for.
 pub(crate) const UNHURRIED: &str = "SET LOCAL statement_timeout = '10min'";
 
+/// Runs a statement without work.
+pub(crate) async fn probe(db: &PgPool) -> sqlx::Result<()> {
+    sqlx::query("SELECT 1").execute(db).await.map(|_| ())
+}
+
 /// Connects and migrates. A migration has no time limit and waits for another replica's, so it has
 /// a connection of its own.
 pub(crate) async fn connect(options: PgConnectOptions) -> anyhow::Result<PgPool> {

@@ -1,7 +1,9 @@
 //! Rows of snapshots.
 
+use super::actor::setting;
 use super::decode::{Unsigned, signed};
 use super::insert::Insert;
+use crate::audit::Actor;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use types::{BuildId, CapsuleId, HostId, SnapshotId, SnapshotState, TeamId};
@@ -206,10 +208,16 @@ pub(crate) async fn take_name(
 
 /// Marks a snapshot as being removed, so that no capsule starts from it any more. Returns `false`
 /// when it is marked already.
-pub(crate) async fn removing(db: impl PgExecutor<'_>, id: SnapshotId) -> sqlx::Result<bool> {
+pub(crate) async fn removing(
+    db: impl PgExecutor<'_>,
+    id: SnapshotId,
+    by: &Actor,
+) -> sqlx::Result<bool> {
     let sql = "UPDATE snapshots SET status = 'removing', name = NULL, updated_at = now() \
-               WHERE id = $1 AND status <> 'removing'";
-    Ok(sqlx::query(sql).bind(id).execute(db).await?.rows_affected() == 1)
+               WHERE id = $1 AND status <> 'removing' \
+               AND set_config('wrenn.actor', $2, true) IS NOT NULL";
+    let update = sqlx::query(sql).bind(id).bind(setting(by));
+    Ok(update.execute(db).await?.rows_affected() == 1)
 }
 
 /// Deletes the row of a snapshot that its host does not have.

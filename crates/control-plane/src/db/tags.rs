@@ -1,7 +1,9 @@
 //! Tags of templates. A tag is a list of assignments, and stands for the newest one whose build is
 //! ready. `recipe::tags` states the same rule, and a test compares the two.
 
+use super::actor::setting;
 use super::builds::{Build, columns};
+use crate::audit::Actor;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use types::{BuildId, TemplateId};
@@ -20,10 +22,12 @@ pub(crate) async fn assign(
     template: TemplateId,
     build: BuildId,
     tags: &[String],
+    by: &Actor,
 ) -> sqlx::Result<()> {
     let sql = "INSERT INTO template_tags (template_id, build_id, tag) \
-               SELECT $1, $2, tag FROM unnest($3::text[]) AS tag";
-    let insert = sqlx::query(sql).bind(template).bind(build).bind(tags);
+               SELECT $1, $2, tag FROM unnest($3::text[]) AS tag \
+               WHERE set_config('wrenn.actor', $4, true) IS NOT NULL";
+    let insert = sqlx::query(sql).bind(template).bind(build).bind(tags).bind(setting(by));
     insert.execute(tx).await.map(|_| ())
 }
 
@@ -65,9 +69,12 @@ pub(crate) async fn delete(
     tx: &mut PgConnection,
     template: TemplateId,
     tags: &[String],
+    by: &Actor,
 ) -> sqlx::Result<Vec<String>> {
     let sql = "WITH gone AS (UPDATE template_tags SET deleted_at = now() WHERE template_id = $1 \
-               AND tag = ANY($2) AND deleted_at IS NULL RETURNING tag) \
+               AND tag = ANY($2) AND deleted_at IS NULL \
+               AND set_config('wrenn.actor', $3, true) IS NOT NULL RETURNING tag) \
                SELECT DISTINCT tag FROM gone ORDER BY tag";
-    sqlx::query_scalar(sql).bind(template).bind(tags).fetch_all(tx).await
+    let delete = sqlx::query_scalar(sql).bind(template).bind(tags).bind(setting(by));
+    delete.fetch_all(tx).await
 }

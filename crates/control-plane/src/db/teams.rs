@@ -1,17 +1,20 @@
 //! Teams, their members, and their invitations.
 
+use super::actor;
 use super::insert::Insert;
 use super::makers::Maker;
+use crate::audit::Actor;
 use crate::policy::Role;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
-use types::{InvitationId, Isolation, PLATFORM_TEAM, TeamId, UserId};
+use types::{InvitationId, Isolation, LogPolicy, PLATFORM_TEAM, TeamId, UserId};
 
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Team {
     pub id: TeamId,
     pub name: String,
     pub isolation: Isolation,
+    pub logs: LogPolicy,
     pub created_at: OffsetDateTime,
 }
 
@@ -21,6 +24,7 @@ pub(crate) struct Joined {
     pub id: TeamId,
     pub name: String,
     pub isolation: Isolation,
+    pub logs: LogPolicy,
     pub created_at: OffsetDateTime,
     pub role: Role,
     pub is_default: bool,
@@ -52,15 +56,18 @@ pub(crate) async fn exists(db: &PgPool, id: TeamId) -> sqlx::Result<bool> {
 }
 
 pub(crate) async fn find(db: impl PgExecutor<'_>, id: TeamId) -> sqlx::Result<Option<Team>> {
-    let sql =
-        "SELECT id, name, isolation, created_at FROM teams WHERE id = $1 AND deleted_at IS NULL";
+    let sql = "SELECT id, name, isolation, logs, created_at FROM teams \
+               WHERE id = $1 AND deleted_at IS NULL";
     sqlx::query_as(sql).bind(id).fetch_optional(db).await
 }
 
-/// Locks a team for the rest of the transaction; `false` when there is none.
-pub(crate) async fn lock(db: &mut PgConnection, id: TeamId) -> sqlx::Result<bool> {
-    let sql = "SELECT 1 FROM teams WHERE id = $1 AND deleted_at IS NULL FOR UPDATE";
-    Ok(sqlx::query(sql).bind(id).fetch_optional(db).await?.is_some())
+/// Locks a team for the rest of the transaction, whose events name the actor; `false` when there is
+/// no such team.
+pub(crate) async fn lock(db: &mut PgConnection, id: TeamId, by: &Actor) -> sqlx::Result<bool> {
+    let sql = "SELECT set_config('wrenn.actor', $2, true) FROM teams \
+               WHERE id = $1 AND deleted_at IS NULL FOR UPDATE";
+    let lock = sqlx::query(sql).bind(id).bind(actor::setting(by));
+    Ok(lock.fetch_optional(db).await?.is_some())
 }
 
 /// Keeps a team from being ended for the rest of the transaction; `false` when it has ended.
@@ -71,7 +78,7 @@ pub(crate) async fn hold(db: impl PgExecutor<'_>, id: TeamId) -> sqlx::Result<bo
 
 /// Lists a user's teams, oldest first.
 pub(crate) async fn of_user(db: &PgPool, user: UserId) -> sqlx::Result<Vec<Joined>> {
-    let sql = "SELECT t.id, t.name, t.isolation, t.created_at, m.role, m.is_default FROM memberships m \
+    let sql = "SELECT t.id, t.name, t.isolation, t.logs, t.created_at, m.role, m.is_default FROM memberships m \
                JOIN teams t ON t.id = m.team_id AND t.deleted_at IS NULL \
                WHERE m.user_id = $1 ORDER BY t.created_at, t.id";
     sqlx::query_as(sql).bind(user).fetch_all(db).await
@@ -84,6 +91,15 @@ pub(crate) async fn set_isolation(
 ) -> sqlx::Result<()> {
     let sql = "UPDATE teams SET isolation = $2 WHERE id = $1";
     sqlx::query(sql).bind(id).bind(tier).execute(db).await.map(|_| ())
+}
+
+pub(crate) async fn set_logs(
+    db: impl PgExecutor<'_>,
+    id: TeamId,
+    logs: LogPolicy,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE teams SET logs = $2 WHERE id = $1";
+    sqlx::query(sql).bind(id).bind(logs).execute(db).await.map(|_| ())
 }
 
 pub(crate) async fn set_name(db: impl PgExecutor<'_>, id: TeamId, name: &str) -> sqlx::Result<()> {

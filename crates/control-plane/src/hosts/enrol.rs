@@ -263,7 +263,7 @@ async fn enrolment_entry(
     host: HostId,
     what: serde_json::Value,
 ) -> Result<()> {
-    let by = Actor { principal: Principal::Host(host), from: None };
+    let by = Actor { principal: Principal::Host(host), ..Actor::SYSTEM };
     Ok(db::audit::write(db, &Entry::new(PLATFORM_TEAM, by, action, host).with(what)).await?)
 }
 

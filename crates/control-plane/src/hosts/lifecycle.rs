@@ -54,7 +54,8 @@ pub(crate) async fn watch(app: &App) -> Result<()> {
     }
     for capsule in db::capsules::list_lost(&app.db).await? {
         let (id, seen) = (capsule.id, capsule.generation);
-        capsules::transition(app, id, seen, CapsuleState::Missing, None, Actor::SYSTEM).await?;
+        let by = Actor::SYSTEM.because("host_unreachable");
+        capsules::transition(app, id, seen, CapsuleState::Missing, None, by).await?;
     }
     db::host_tokens::prune(&app.db).await?;
     Ok(())
@@ -67,7 +68,8 @@ pub(crate) async fn empty(app: &App, host: HostId) -> Result<()> {
     let idle = |row: &Capsule| row.state == CapsuleState::Running && row.build_id.is_none();
     let running = rows.into_iter().filter(idle);
     let pausing = running.map(|row| async move {
-        let caller = Caller::of(row.team_id);
+        let by = Actor::SYSTEM.because("host_draining");
+        let caller = Caller { by, ..Caller::of(row.team_id) };
         if let Err(error) = capsules::pause(app, caller, row.id, true).await {
             tracing::warn!(id = %row.id, %error, "cannot pause a capsule of a draining host");
         }

@@ -83,7 +83,16 @@ impl CertStore {
 
 fn config(authority: &Authority) -> anyhow::Result<Arc<ClientConfig>> {
     let pair = authority.control_plane()?;
+    report_expiry("control_plane", &pair.cert_pem);
+    report_expiry("authority", authority.trust().pem());
     Ok(Arc::new(pki::dial_host(authority.trust(), &pair)?))
+}
+
+/// Sets the gauge of a certificate's end.
+fn report_expiry(certificate: &'static str, pem: &str) {
+    if let Some(at) = pki::expires_at(pem) {
+        daemon::report_expiry(certificate, at.unix_timestamp());
+    }
 }
 
 /// Reports whether a host is a loopback address, and so on this machine.

@@ -20,7 +20,7 @@ const ROUTE: &str = "/files/archive";
 #[utoipa::path(
     operation_id = "get_archive",
     get, path = "/v1/capsules/{id}/files/archive", tag = "files",
-    params(("id" = String, Path, description = "Id of the capsule"), File),
+    params(("id" = String, Path, description = "Id or name of the capsule"), File),
     responses(
         (status = 200, description = "Tar archive of the path", content_type = "application/x-tar"),
         (status = 501, description = "The capsule's envd is too old", body = api::ErrorBody),
@@ -50,7 +50,7 @@ pub(crate) async fn get(
 #[utoipa::path(
     operation_id = "put_archive",
     put, path = "/v1/capsules/{id}/files/archive", tag = "files",
-    params(("id" = String, Path, description = "Id of the capsule"), File),
+    params(("id" = String, Path, description = "Id or name of the capsule"), File),
     request_body(content_type = "application/x-tar"),
     responses(
         (status = 204), (status = 507, description = "The capsule's disk is full", body = api::ErrorBody),

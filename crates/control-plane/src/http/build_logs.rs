@@ -2,6 +2,7 @@
 
 use super::builds::build_id;
 use super::extract::{Path, Query};
+use super::follow;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::builds::{self, Follow};
@@ -9,18 +10,13 @@ use crate::db::build_logs::Level;
 use crate::error::{Error, Result};
 use axum::Json;
 use axum::extract::State;
-use axum::response::sse::{Event, Sse};
+use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
 use http::HeaderMap;
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use types::BuildId;
 use types::resources::in_range;
 
-/// Silence after which a comment is sent, so that proxies keep the connection.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Largest page of lines, and the default.
 const PAGE: u32 = 1000;
 
@@ -63,7 +59,9 @@ pub(crate) async fn logs(
     in_range("limit", limit, 1, PAGE)?;
     if asked.follow {
         let from = last_event(&headers)?.map(|last| last.saturating_add(1)).or(asked.from);
-        return follow(app, caller, id, from.unwrap_or(1), level).await;
+        let follow = builds::follow(&app, caller, id, from.unwrap_or(1), level).await?;
+        let lines = Lines { app: Arc::clone(&app), caller, id, follow };
+        return Ok(follow::follow(&app, lines));
     }
     let from = asked.from.unwrap_or(1).max(1);
     let (state, lines) = builds::lines(&app, caller, id, from, level, limit.into()).await?;
@@ -80,57 +78,30 @@ fn last_event(headers: &HeaderMap) -> Result<Option<u64>> {
     last.map(Some).ok_or_else(|| Error::invalid("last-event-id", "is not the number of a line"))
 }
 
-/// State of a followed log.
-struct Following {
+/// Source of the events of a build's log.
+struct Lines {
     app: Arc<App>,
     caller: Caller,
     id: BuildId,
-    /// Absent once the last event was sent.
-    follow: Option<Follow>,
-    /// Time of the last event.
-    told: Instant,
+    follow: Follow,
 }
 
-async fn follow(
-    app: Arc<App>,
-    caller: Caller,
-    id: BuildId,
-    from: u64,
-    level: Level,
-) -> Result<Response> {
-    let follow = Some(builds::follow(&app, caller, id, from, level).await?);
-    let tasks = app.tasks.clone();
-    let first = Following { app, caller, id, follow, told: Instant::now() };
-    let batches = futures::stream::unfold(first, |state| state.next());
-    let hello = futures::stream::iter([Event::default().comment("hello")]);
-    let stopped = async move { tasks.stop_signal().wait().await };
-    let frames = hello.chain(batches.flatten()).map(Ok::<_, Infallible>).take_until(stopped);
-    Ok(Sse::new(frames.boxed()).into_response())
-}
-
-impl Following {
-    /// Returns the next events. An error ends the stream, and the client connects again.
-    async fn next(mut self) -> Option<(futures::stream::Iter<std::vec::IntoIter<Event>>, Self)> {
-        loop {
-            let news = self.follow.as_mut()?.next().await.ok()?;
-            let line = |line: crate::db::build_logs::Line| {
-                let line = builds::line_to_api(line);
-                Event::default().id(line.seq.to_string()).json_data(line).ok()
-            };
-            let mut out: Vec<Event> = news.lines.into_iter().filter_map(line).collect();
-            if news.ended {
-                out.push(self.end().await?);
-                self.follow = None;
-            } else if out.is_empty() && self.told.elapsed() >= KEEP_ALIVE {
-                out.push(Event::default().comment("wait"));
-            }
-            if !out.is_empty() {
-                self.told = Instant::now();
-                return Some((futures::stream::iter(out), self));
-            }
+impl follow::Source for Lines {
+    async fn next(&mut self) -> Option<(Vec<Event>, bool)> {
+        let news = self.follow.next().await.ok()?;
+        let line = |line: crate::db::build_logs::Line| {
+            let line = builds::line_to_api(line);
+            Event::default().id(line.seq.to_string()).json_data(line).ok()
+        };
+        let mut events: Vec<Event> = news.lines.into_iter().filter_map(line).collect();
+        if news.ended {
+            events.push(self.end().await?);
         }
+        Some((events, news.ended))
     }
+}
 
+impl Lines {
     /// Makes the last event, with the build.
     async fn end(&self) -> Option<Event> {
         let build = builds::get(&self.app, self.caller, self.id).await.ok()?;

@@ -38,9 +38,10 @@ pub(crate) async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
     headers: HeaderMap,
-    LargeSent(wanted, body): LargeSent<api::CreateBuild>,
+    LargeSent(mut wanted, body): LargeSent<api::CreateBuild>,
 ) -> Result<(StatusCode, Json<api::Build>)> {
     let key = idempotency_key(&headers, &body)?;
+    builds::of_capsule::resolve(&app, caller, &mut wanted).await?;
     let build = match builds::of_capsule::source(&wanted)? {
         Some(capsule) => {
             let declared = builds::of_capsule::read(&wanted)?;

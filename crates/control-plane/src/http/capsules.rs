@@ -1,15 +1,13 @@
-//! `/v1/capsules`: translates between the wire and the domain.
+//! `/v1/capsules`: translates between the wire and the domain. `capsule_list` has the lists.
 
-use super::extract::{Path, Query, Sent, capsule_id, idempotency_key};
-use super::paging::{Page, paged};
+use super::extract::{Json as Body, Path, Query, Sent, capsule_id, idempotency_key};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules::{self, CreateOptions};
 use crate::error::Result;
 use axum::Json;
 use axum::extract::State;
-use axum::response::IntoResponse;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode};
 use std::sync::Arc;
 
 /// Creates a capsule. The server answers when the guest responds.
@@ -36,44 +34,76 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, Json(capsules::to_api_for_maker(capsule, caller))))
 }
 
-/// Lists the capsules that have not been removed, newest first.
-#[utoipa::path(
-    operation_id = "list_capsules",
-    get, path = "/v1/capsules", tag = "capsules", params(Page),
-    responses((status = 200, body = api::CapsulePage), (status = "4XX", body = api::ErrorBody))
-)]
-pub(crate) async fn list(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Query(page): Query<Page>,
-) -> Result<Json<api::CapsulePage>> {
-    let (before, limit) = page.read("a capsule")?;
-    let listed = capsules::list(&app, caller, before, limit + 1).await?;
-    let (items, next) = paged(listed, limit, capsules::to_api, |c| c.id.clone());
-    Ok(Json(api::CapsulePage { items, next }))
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Ever {
+    /// True to return a capsule that ended in the last 30 days, too. Its status is `stopped`.
+    #[serde(default)]
+    ended: bool,
 }
 
 /// Returns one capsule.
 #[utoipa::path(
     operation_id = "get_capsule",
     get, path = "/v1/capsules/{id}", tag = "capsules",
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule"), Ever),
     responses((status = 200, body = api::Capsule), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn get(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
+    Query(ever): Query<Ever>,
 ) -> Result<Json<api::Capsule>> {
-    let capsule = capsules::get(&app, caller, capsule_id(&id)?).await?;
+    let id = capsule_id(&id)?;
+    let capsule = match ever.ended {
+        true => capsules::get_ever(&app, caller, id).await?,
+        false => capsules::get(&app, caller, id).await?,
+    };
     Ok(Json(capsules::to_api(capsule)))
+}
+
+/// Changes a capsule's name, metadata, wake-up, log or idle time. Absent fields stay.
+#[utoipa::path(
+    operation_id = "change_capsule",
+    patch, path = "/v1/capsules/{id}", tag = "capsules", request_body = api::ChangeCapsule,
+    params(("id" = String, Path, description = "Id or name of the capsule")),
+    responses(
+        (status = 200, body = api::Capsule),
+        (status = 409, description = "Another living capsule of the team has the name", body = api::ErrorBody),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
+)]
+pub(crate) async fn change(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(wanted): Body<api::ChangeCapsule>,
+) -> Result<Json<api::Capsule>> {
+    let capsule = Box::pin(capsules::change(&app, caller, capsule_id(&id)?, wanted)).await?;
+    Ok(Json(capsules::to_api(capsule)))
+}
+
+/// Returns the origins, copies and snapshots of a living or ended capsule.
+#[utoipa::path(
+    operation_id = "get_capsule_lineage",
+    get, path = "/v1/capsules/{id}/lineage", tag = "capsules",
+    params(("id" = String, Path, description = "Id or name of the capsule")),
+    responses((status = 200, body = api::Lineage), (status = "4XX", body = api::ErrorBody))
+)]
+pub(crate) async fn lineage(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<api::Lineage>> {
+    Ok(Json(capsules::lineage(&app, caller, capsule_id(&id)?).await?))
 }
 
 /// Ends a capsule and removes all of its data.
 #[utoipa::path(
     operation_id = "delete_capsule",
     delete, path = "/v1/capsules/{id}", tag = "capsules",
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses(
         (status = 204), (status = "4XX", body = api::ErrorBody),
         (status = 503, description = "The host does not answer; the capsule is removed later", body = api::ErrorBody),
@@ -86,27 +116,4 @@ pub(crate) async fn delete(
 ) -> Result<StatusCode> {
     capsules::delete(&app, caller, capsule_id(&id)?).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// Returns the last 64 KiB that the guest wrote to its console.
-#[utoipa::path(
-    operation_id = "get_capsule_logs",
-    get, path = "/v1/capsules/{id}/logs", tag = "capsules",
-    params(("id" = String, Path, description = "Id of the capsule")),
-    responses(
-        (status = 200, description = "Raw console output of the guest", content_type = "application/octet-stream"),
-        (status = "4XX", body = api::ErrorBody),
-    )
-)]
-pub(crate) async fn logs(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Result<impl IntoResponse> {
-    let capsule = capsules::get(&app, caller, capsule_id(&id)?).await?;
-    let octets = [
-        (header::CONTENT_TYPE, "application/octet-stream"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ];
-    Ok((octets, app.agent_of(&capsule)?.logs(capsule.id).await?))
 }

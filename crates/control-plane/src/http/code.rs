@@ -21,7 +21,7 @@ use std::sync::Arc;
 #[utoipa::path(
     operation_id = "run_code",
     post, path = "/v1/capsules/{id}/code", tag = "code", request_body = api::RunCode,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses(
         (status = 200, description = "Lines of the execution", content_type = "application/x-ndjson"),
         (status = 409, description = "The capsule has no code interpreter, or does not run", body = api::ErrorBody),
@@ -56,7 +56,7 @@ pub(crate) struct Attach {
     operation_id = "attach_code",
     get, path = "/v1/capsules/{id}/code/executions/{execution_id}", tag = "code",
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("execution_id" = String, Path, description = "Id of the execution"),
         Attach
     ),
@@ -82,7 +82,7 @@ pub(crate) async fn attach(
     operation_id = "interrupt_code",
     post, path = "/v1/capsules/{id}/code/executions/{execution_id}/interrupt", tag = "code",
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("execution_id" = String, Path, description = "Id of the execution")
     ),
     responses((status = 204), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
@@ -102,7 +102,7 @@ pub(crate) async fn interrupt(
 #[utoipa::path(
     operation_id = "list_code_contexts",
     get, path = "/v1/capsules/{id}/code/contexts", tag = "code",
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses((status = 200, body = api::CodeContextList), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
 )]
 pub(crate) async fn list(
@@ -119,7 +119,7 @@ pub(crate) async fn list(
 #[utoipa::path(
     operation_id = "create_code_context",
     post, path = "/v1/capsules/{id}/code/contexts", tag = "code", request_body = api::CreateCodeContext,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses((status = 201, body = api::CodeContext), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
 )]
 pub(crate) async fn create(
@@ -140,7 +140,7 @@ pub(crate) async fn create(
     operation_id = "get_code_context",
     get, path = "/v1/capsules/{id}/code/contexts/{context_id}", tag = "code",
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("context_id" = String, Path, description = "Id of the context")
     ),
     responses((status = 200, body = api::CodeContext), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
@@ -161,7 +161,7 @@ pub(crate) async fn get(
     operation_id = "delete_code_context",
     delete, path = "/v1/capsules/{id}/code/contexts/{context_id}", tag = "code",
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("context_id" = String, Path, description = "Id of the context")
     ),
     responses((status = 204), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
@@ -182,7 +182,7 @@ pub(crate) async fn delete(
     operation_id = "restart_code_context",
     post, path = "/v1/capsules/{id}/code/contexts/{context_id}/restart", tag = "code",
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("context_id" = String, Path, description = "Id of the context")
     ),
     responses((status = 204), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
@@ -203,7 +203,7 @@ pub(crate) async fn restart(
     operation_id = "interrupt_code_context",
     post, path = "/v1/capsules/{id}/code/contexts/{context_id}/interrupt", tag = "code",
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("context_id" = String, Path, description = "Id of the context")
     ),
     responses((status = 204), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
@@ -225,7 +225,7 @@ pub(crate) async fn interrupt_context(
     post, path = "/v1/capsules/{id}/code/contexts/{context_id}/complete", tag = "code",
     request_body = api::CompleteCode,
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("context_id" = String, Path, description = "Id of the context")
     ),
     responses((status = 200, body = api::CodeCompletion), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
@@ -248,7 +248,7 @@ pub(crate) async fn complete(
     operation_id = "list_code_variables",
     get, path = "/v1/capsules/{id}/code/contexts/{context_id}/variables", tag = "code",
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("context_id" = String, Path, description = "Id of the context")
     ),
     responses((status = 200, body = api::CodeVariableList), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))

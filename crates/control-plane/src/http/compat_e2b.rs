@@ -4,6 +4,7 @@
 mod builds;
 mod lifecycle;
 mod list;
+mod logs;
 mod names;
 mod request;
 mod sandboxes;
@@ -50,8 +51,10 @@ pub(super) fn register(routes: Routes) -> Routes {
         .put("/sandboxes/{id}/network", CHANGE, lifecycle::network)
         .get("/sandboxes/{id}/metrics", READ, stats::of_one)
         .get("/sandboxes/metrics", READ, stats::of_many)
-        .get("/sandboxes/{id}/logs", READ, stats::logs)
-        .get("/v2/sandboxes/{id}/logs", READ, stats::logs_v2)
+        .get("/teams/{id}/metrics", READ_ALL, stats::of_team)
+        .get("/teams/{id}/metrics/max", READ_ALL, stats::most_of_team)
+        .get("/sandboxes/{id}/logs", READ, logs::v1)
+        .get("/v2/sandboxes/{id}/logs", READ, logs::v2)
         .get("/teams", Rule::Anyone, templates::teams)
         .get("/snapshots", READ_ALL, snapshots::page)
         .get("/templates", READ_ALL, templates::list)

@@ -10,9 +10,12 @@ use super::rules::{CHANGE_ALL, READ, READ_ALL};
 use super::usage::Range as Days;
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::capsule_list::Filter;
 use crate::db::events::{Day, Point};
 use crate::db::snapshots::Snapshot;
 use crate::error::{Error, Result};
+use crate::stats::series::{self, Stats};
+use crate::stats::{self, Window};
 use crate::{capsules, snapshots, streams, templates, usage};
 use axum::Json;
 use axum::extract::State;
@@ -46,7 +49,7 @@ static SERVED: LazyLock<Vec<(Method, String)>> = LazyLock::new(|| {
 pub(super) fn register(routes: Routes) -> Routes {
     routes
         .get("/api/v1/capsules", READ, list)
-        .get("/api/v1/capsules/stats", READ_ALL, stats)
+        .get("/api/v1/capsules/stats", READ_ALL, running)
         .get("/api/v1/capsules/usage", READ_ALL, used)
         .get("/api/v1/capsules/{id}/metrics", READ, metrics)
         .get("/api/v1/snapshots", READ_ALL, list_snapshots)
@@ -77,7 +80,8 @@ fn fits(pattern: &str, path: &str) -> bool {
 }
 
 async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Vec<api::Capsule>>> {
-    let rows = capsules::list(&app, caller, None, LIST_MAX).await?;
+    let filter = Filter { limit: LIST_MAX, ..Filter::default() };
+    let rows = capsules::list(&app, caller, filter).await?;
     Ok(Json(rows.into_iter().map(capsules::to_api).collect()))
 }
 
@@ -105,7 +109,7 @@ impl Range {
 
 /// Returns a team's running capsules over time, from the intervals of their usage. Older ones
 /// survive only as daily sums, and do not appear.
-async fn stats(
+async fn running(
     State(app): State<Arc<App>>,
     caller: Caller,
     Query(range): Query<Range>,
@@ -155,24 +159,28 @@ async fn used(
     Ok(Json(json!({ "from": from.to_string(), "to": to.to_string(), "points": points })))
 }
 
-/// Returns the present metrics of a capsule, since no earlier ones are stored.
+/// Returns the metrics of a capsule over a range of time.
 async fn metrics(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
     Query(range): Query<Range>,
 ) -> Result<Json<Value>> {
-    let (name, _) = range.read("10m")?;
-    let capsule = capsules::get(&app, caller, capsule_id(&id)?).await?;
-    let points = capsules::guest_stats(&app, &capsule).await?.map(|now| {
+    let (name, seconds) = range.read("10m")?;
+    let capsule = capsules::get_ever(&app, caller, capsule_id(&id)?).await?;
+    let to = OffsetDateTime::now_utc();
+    let step = series::step(seconds.into(), POINTS.into());
+    let window = Window { from: to - time::Duration::seconds(seconds.into()), to, step };
+    let steps = stats::history(&app, &capsule, window).await?;
+    let point = |now: &Stats| {
         json!({
-            "timestamp_unix": now.ts,
-            "cpu_pct": now.cpu_used_pct,
-            "mem_bytes": now.mem_used,
-            "disk_bytes": now.disk_used,
+            "timestamp_unix": now.at,
+            "cpu_pct": now.cpu_mean,
+            "mem_bytes": now.guest_memory.unwrap_or(now.memory),
+            "disk_bytes": now.disk.unwrap_or(0),
         })
-    });
-    let points: Vec<_> = points.into_iter().collect();
+    };
+    let points: Vec<_> = steps.iter().map(point).collect();
     Ok(Json(json!({ "sandbox_id": id, "range": name, "points": points })))
 }
 
@@ -258,7 +266,7 @@ async fn create_snapshot(
 }
 
 async fn stream(State(app): State<Arc<App>>, caller: Caller, headers: HeaderMap) -> Result<Frames> {
-    events::open(&app, caller, &headers, |event| {
+    events::open(&app, caller, &headers, None, |event| {
         let event = render(&streams::to_api(event))?;
         axum::response::sse::Event::default().json_data(event).ok()
     })
@@ -266,7 +274,7 @@ async fn stream(State(app): State<Arc<App>>, caller: Caller, headers: HeaderMap)
 }
 
 /// Writes an event in the earlier system's words. The earlier system named the completed request,
-/// such as `capsule.create`. Returns `None` for events of builds, which it did not have.
+/// such as `capsule.create`. Returns `None` for kinds of events that it did not have.
 fn render(event: &api::Event) -> Option<Value> {
     let before = event.data["previous"].as_str().unwrap_or("");
     let (kind, outcome) = match (event.event.as_str(), before) {
@@ -278,8 +286,10 @@ fn render(event: &api::Event) -> Option<Value> {
         ("template.snapshot.deleted", _) => ("template.snapshot.delete", Some("success")),
         ("host.up", _) => ("host.up", None),
         ("host.down", _) => ("host.down", None),
-        (kind, _) if kind.starts_with("template.build.") => return None,
-        _ => ("capsule.state.changed", None),
+        ("capsule.created" | "capsule.running" | "capsule.error" | "capsule.missing", _) => {
+            ("capsule.state.changed", None)
+        }
+        _ => return None,
     };
     let to = event.event.rsplit('.').next().unwrap_or("");
     let changed = json!({ "from": before, "to": to });
@@ -329,6 +339,8 @@ mod tests {
             event: kind.to_owned(),
             resource_type: "capsule".to_owned(),
             resource_id: "cl-1".to_owned(),
+            actor: None,
+            generation: Some(2),
             data,
             created_at: OffsetDateTime::UNIX_EPOCH,
         };
@@ -340,7 +352,9 @@ mod tests {
         let lost = render(&event("capsule.missing", json!({ "previous": "running" }))).unwrap();
         assert_eq!(lost["event"], "capsule.state.changed");
         assert_eq!(lost["metadata"], json!({ "from": "running", "to": "missing" }));
-        assert_eq!(render(&event("template.build.ready", json!({}))), None);
+        for kind in ["template.build.ready", "capsule.pausing", "capsule.changed", "key.created"] {
+            assert_eq!(render(&event(kind, json!({ "previous": "running" }))), None, "{kind}");
+        }
     }
 
     #[test]

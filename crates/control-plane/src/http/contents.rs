@@ -1,6 +1,7 @@
 //! Contents of files. They are streamed at any size, and never held in full.
 
 use super::extract::{Json, Path, Query, capsule_id};
+use super::passive::Passive;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
@@ -49,6 +50,24 @@ pub(crate) struct File {
     path: String,
     /// User account in the guest that owns the file. The default is the guest's default account.
     user: Option<String>,
+    /// True for a passive read.
+    #[serde(skip)]
+    passive: bool,
+}
+
+/// Query of a read, with the fields of [`File`] and those of [`Passive`].
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ReadFile {
+    /// Absolute path, or path relative to the home of the account.
+    path: String,
+    /// User account in the guest that owns the file. The default is the guest's default account.
+    user: Option<String>,
+    /// True to read without side effects. The request then does not resume a paused capsule: the
+    /// answer is 409 `capsule_paused`. A passive request does not count as activity.
+    #[serde(default)]
+    passive: bool,
 }
 
 impl File {
@@ -72,7 +91,7 @@ pub(super) fn check_path(field: &'static str, path: &str) -> Result<()> {
 #[utoipa::path(
     operation_id = "get_file",
     get, path = "/v1/capsules/{id}/files", tag = "files",
-    params(("id" = String, Path, description = "Id of the capsule"), File),
+    params(("id" = String, Path, description = "Id or name of the capsule"), ReadFile),
     responses(
         (status = 200, description = "Contents of the file", content_type = "application/octet-stream"),
         (status = 206, description = "Requested range of the file"),
@@ -83,9 +102,10 @@ pub(crate) async fn get(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
-    Query(file): Query<File>,
+    Query(read): Query<ReadFile>,
     headers: HeaderMap,
 ) -> Result<Response> {
+    let file = File { path: read.path, user: read.user, passive: read.passive };
     download(&app, caller, &id, &file, &headers).await
 }
 
@@ -93,7 +113,7 @@ pub(crate) async fn get(
 #[utoipa::path(
     operation_id = "read_file",
     post, path = "/v1/capsules/{id}/files/read", tag = "files", request_body = api::PathRequest,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule"), Passive),
     responses(
         (status = 200, description = "Contents of the file", content_type = "application/octet-stream"),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
@@ -103,6 +123,7 @@ pub(crate) async fn read(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
+    Query(Passive { passive }): Query<Passive>,
     headers: HeaderMap,
     Json(asked): Json<api::PathRequest>,
 ) -> Result<Response> {
@@ -110,14 +131,15 @@ pub(crate) async fn read(
     // The headers describe the body of this request, and the request to envd has none.
     headers.remove(header::CONTENT_LENGTH);
     headers.remove(header::CONTENT_TYPE);
-    download(&app, caller, &id, &File { path: asked.path, user: None }, &headers).await
+    let file = File { path: asked.path, user: None, passive };
+    download(&app, caller, &id, &file, &headers).await
 }
 
 /// Writes the request body to a file. Missing parent directories are created.
 #[utoipa::path(
     operation_id = "put_file",
     put, path = "/v1/capsules/{id}/files", tag = "files",
-    params(("id" = String, Path, description = "Id of the capsule"), File),
+    params(("id" = String, Path, description = "Id or name of the capsule"), File),
     request_body(content_type = "application/octet-stream"),
     responses(
         (status = 204), (status = 507, description = "The capsule's disk is full", body = api::ErrorBody),
@@ -139,7 +161,7 @@ pub(crate) async fn put(
 #[utoipa::path(
     operation_id = "write_file",
     post, path = "/v1/capsules/{id}/files/write", tag = "files",
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     request_body(content_type = "multipart/form-data"),
     responses(
         (status = 204), (status = 507, description = "The capsule's disk is full", body = api::ErrorBody),
@@ -172,7 +194,7 @@ pub(crate) async fn write(
                 }
                 let path = String::from_utf8(path);
                 let path = path.map_err(|_| Error::invalid("path", "must be UTF-8"))?;
-                file = Some(File { path, user: None });
+                file = Some(File { path, user: None, passive: false });
             }
             Some("file") => {
                 let first = || Error::invalid("path", "must come before the part `file`");
@@ -237,7 +259,7 @@ async fn upload(
 }
 
 /// Sends a request about a file to a route of envd. Resumes a paused capsule that has
-/// `auto_resume`.
+/// `auto_resume`, unless the read is passive.
 pub(super) async fn ask(
     app: &App,
     caller: Caller,
@@ -246,13 +268,14 @@ pub(super) async fn ask(
     request: Request,
 ) -> Result<Response> {
     let target = file.target(route)?;
-    let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
+    let capsule = capsules::readable(app, caller, capsule_id(id)?, file.passive).await?;
     let agent = app.agent_of(&capsule)?;
+    let agent = if file.passive { agent.passive() } else { agent };
     let sent = agent.forward(capsule.id, &capsule.envd_token, &target, request);
     let answer = capsules::unless_silent(app, &capsule, Box::pin(sent)).await?;
     match answer.headers().get(protocol::REFUSAL).map(Error::from_envd_refusal) {
         None => Ok(answer.map(Body::new)),
-        Some(error) => Err(capsules::classify_failure(app, &capsule, error).await),
+        Some(error) => Err(capsules::classify_read(app, &capsule, file.passive, error).await),
     }
 }
 

@@ -27,7 +27,7 @@ const TIMEOUT: u32 = 60;
 #[utoipa::path(
     operation_id = "exec",
     post, path = "/v1/capsules/{id}/exec", tag = "processes", request_body = api::Exec,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses(
         (status = 200, body = api::ExecResult),
         (status = 202, description = "The command was started in the background", body = api::ExecStarted),

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 #[utoipa::path(
     operation_id = "exec_stream",
     get, path = "/v1/capsules/{id}/exec/stream", tag = "processes",
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses((status = 101, description = "Switched to WebSocket"), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn exec(
@@ -41,7 +41,7 @@ pub(crate) async fn exec(
     operation_id = "attach_process",
     get, path = "/v1/capsules/{id}/processes/{selector}/stream", tag = "processes",
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("selector" = String, Path, description = "Process id or tag of the process")
     ),
     responses((status = 101, description = "Switched to WebSocket"), (status = "4XX", body = api::ErrorBody))

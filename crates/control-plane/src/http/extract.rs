@@ -1,5 +1,6 @@
 //! Extractors of handlers, with errors that name the field.
 
+use super::named;
 use crate::app::App;
 use crate::auth::admission::Admission;
 use crate::capsules::IdempotencyKey;
@@ -9,8 +10,8 @@ use axum::body::{Body, Bytes};
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use hop::Standing;
-use http::HeaderMap;
 use http::request::Parts;
+use http::{HeaderMap, Uri};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
@@ -128,26 +129,35 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self> {
-        // The parser would replace invalid UTF-8 by a placeholder.
-        let raw = percent_encoding::percent_decode_str(parts.uri.query().unwrap_or(""));
-        raw.decode_utf8().map_err(|_| Error::invalid("query", "must be UTF-8"))?;
-        let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
-        let wrong = |e: axum::extract::rejection::QueryRejection| {
-            let text = e.body_text();
-            let reason = text.rsplit_once("string: ").map_or(text.as_str(), |(_, reason)| reason);
-            Error::invalid("query", format!("is invalid: {reason}"))
-        };
-        query.map(|query| Self(query.0)).map_err(wrong)
+        read_query(&parts.uri).map(Self)
     }
 }
 
-/// Parameters of the path. A parameter that cannot be parsed leads to 404.
+/// Reads the fields of a URI's query.
+pub(super) fn read_query<T: DeserializeOwned>(uri: &Uri) -> Result<T> {
+    // The parser would replace invalid UTF-8 by a placeholder.
+    let raw = percent_encoding::percent_decode_str(uri.query().unwrap_or(""));
+    raw.decode_utf8().map_err(|_| Error::invalid("query", "must be UTF-8"))?;
+    let query = axum::extract::Query::<T>::try_from_uri(uri);
+    let wrong = |e: axum::extract::rejection::QueryRejection| {
+        let text = e.body_text();
+        let reason = text.rsplit_once("string: ").map_or(text.as_str(), |(_, reason)| reason);
+        Error::invalid("query", format!("is invalid: {reason}"))
+    };
+    query.map(|query| query.0).map_err(wrong)
+}
+
+/// Parameters of the path. The name of a living capsule stands for its id. A parameter that cannot
+/// be parsed leads to 404.
 pub(super) struct Path<T>(pub T);
 
 impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for Path<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self> {
+        if let Some(named) = named::parameters(parts, app).await? {
+            return Ok(Self(named));
+        }
         let path = axum::extract::Path::<T>::from_request_parts(parts, app).await;
         path.map(|path| Self(path.0)).map_err(|_| Error::NotFound("resource"))
     }

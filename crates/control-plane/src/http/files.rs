@@ -2,38 +2,62 @@
 //! `contents.rs` streams the contents.
 
 use super::contents::check_path;
-use super::extract::{Json as Body, Path, capsule_id};
+use super::extract::{Json as Body, Path, Query, capsule_id};
+use super::passive::Passive;
 use crate::agent::Agent;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
+use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use axum::Json;
 use axum::extract::State;
+use connectrpc::ConnectError;
 use http::StatusCode;
 use protocol::filesystem as wire;
+use protocol::filesystem::FilesystemClient;
 use std::sync::Arc;
 
-async fn client(
-    app: &App,
-    caller: Caller,
-    id: &str,
-) -> Result<protocol::filesystem::FilesystemClient<Agent>> {
+async fn client(app: &App, caller: Caller, id: &str) -> Result<FilesystemClient<Agent>> {
     let capsule = capsules::awake(app, caller, capsule_id(id)?).await?;
     Ok(app.agent_of(&capsule)?.files(capsule.id, &capsule.envd_token))
+}
+
+/// The files of one capsule, for a read.
+struct Reader<'a> {
+    app: &'a App,
+    capsule: Capsule,
+    client: FilesystemClient<Agent>,
+    passive: bool,
+}
+
+impl<'a> Reader<'a> {
+    async fn of(app: &'a App, caller: Caller, id: &str, passive: bool) -> Result<Self> {
+        let capsule = capsules::readable(app, caller, capsule_id(id)?, passive).await?;
+        let agent = app.agent_of(&capsule)?;
+        let agent = if passive { agent.passive() } else { agent };
+        let client = agent.files(capsule.id, &capsule.envd_token);
+        Ok(Self { app, capsule, client, passive })
+    }
+
+    async fn explain(&self, error: &ConnectError) -> Error {
+        let error = Error::from_guest(error);
+        capsules::classify_read(self.app, &self.capsule, self.passive, error).await
+    }
 }
 
 /// Lists a directory, with parents before their children.
 #[utoipa::path(
     operation_id = "list_files",
     post, path = "/v1/capsules/{id}/files/list", tag = "files", request_body = api::ListRequest,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule"), Passive),
     responses((status = 200, body = api::EntryList), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
 )]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
+    Query(Passive { passive }): Query<Passive>,
     Body(asked): Body<api::ListRequest>,
 ) -> Result<Json<api::EntryList>> {
     check_path("path", &asked.path)?;
@@ -42,8 +66,11 @@ pub(crate) async fn list(
         depth: asked.depth.unwrap_or(1),
         ..Default::default()
     };
-    let answer = client(&app, caller, &id).await?.list_dir(request).await;
-    let entries = answer.map_err(|e| Error::from_guest(&e))?.into_owned().entries;
+    let reader = Reader::of(&app, caller, &id, passive).await?;
+    let entries = match reader.client.list_dir(request).await {
+        Ok(answer) => answer.into_owned().entries,
+        Err(error) => return Err(reader.explain(&error).await),
+    };
     Ok(Json(api::EntryList { entries: entries.into_iter().map(to_api).collect() }))
 }
 
@@ -51,19 +78,23 @@ pub(crate) async fn list(
 #[utoipa::path(
     operation_id = "stat_file",
     post, path = "/v1/capsules/{id}/files/stat", tag = "files", request_body = api::PathRequest,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule"), Passive),
     responses((status = 200, body = api::EntryResult), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
 )]
 pub(crate) async fn stat(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
+    Query(Passive { passive }): Query<Passive>,
     Body(asked): Body<api::PathRequest>,
 ) -> Result<Json<api::EntryResult>> {
     check_path("path", &asked.path)?;
     let request = wire::StatRequest { path: asked.path, ..Default::default() };
-    let answer = client(&app, caller, &id).await?.stat(request).await;
-    let entry = answer.map_err(|e| Error::from_guest(&e))?.into_owned().entry;
+    let reader = Reader::of(&app, caller, &id, passive).await?;
+    let entry = match reader.client.stat(request).await {
+        Ok(answer) => answer.into_owned().entry,
+        Err(error) => return Err(reader.explain(&error).await),
+    };
     Ok(Json(api::EntryResult { entry: to_api(entry.into_option().unwrap_or_default()) }))
 }
 
@@ -71,7 +102,7 @@ pub(crate) async fn stat(
 #[utoipa::path(
     operation_id = "make_directory",
     post, path = "/v1/capsules/{id}/files/mkdir", tag = "files", request_body = api::PathRequest,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses((status = 201, body = api::EntryResult), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
 )]
 pub(crate) async fn mkdir(
@@ -92,7 +123,7 @@ pub(crate) async fn mkdir(
 #[utoipa::path(
     operation_id = "move_file",
     post, path = "/v1/capsules/{id}/files/move", tag = "files", request_body = api::MoveRequest,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses((status = 200, body = api::EntryResult), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
 )]
 pub(crate) async fn rename(
@@ -117,7 +148,7 @@ pub(crate) async fn rename(
 #[utoipa::path(
     operation_id = "remove_file",
     post, path = "/v1/capsules/{id}/files/remove", tag = "files", request_body = api::PathRequest,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses((status = 204), (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody))
 )]
 pub(crate) async fn remove(

@@ -16,7 +16,7 @@ use std::sync::Arc;
 #[utoipa::path(
     operation_id = "pause_capsule",
     post, path = "/v1/capsules/{id}/pause", tag = "capsules", request_body = api::Pause,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses(
         (status = 200, body = api::Capsule),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
@@ -38,7 +38,7 @@ pub(crate) async fn pause(
 #[utoipa::path(
     operation_id = "resume_capsule",
     post, path = "/v1/capsules/{id}/resume", tag = "capsules", request_body = api::Resume,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses(
         (status = 200, body = api::Capsule),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
@@ -67,7 +67,7 @@ pub(crate) async fn resume(
 #[utoipa::path(
     operation_id = "fork_capsule",
     post, path = "/v1/capsules/{id}/fork", tag = "capsules", request_body = api::Fork,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses(
         (status = 201, body = api::Forked),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
@@ -87,7 +87,7 @@ pub(crate) async fn fork(
 #[utoipa::path(
     operation_id = "set_capsule_timeout",
     post, path = "/v1/capsules/{id}/timeout", tag = "capsules", request_body = api::SetTimeout,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses((status = 200, body = api::Capsule), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn timeout(
@@ -105,7 +105,7 @@ pub(crate) async fn timeout(
 #[utoipa::path(
     operation_id = "set_capsule_network",
     put, path = "/v1/capsules/{id}/network", tag = "capsules", request_body = api::Network,
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses(
         (status = 200, body = api::Capsule),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
@@ -125,7 +125,7 @@ pub(crate) async fn network(
 #[utoipa::path(
     operation_id = "ping_capsule",
     post, path = "/v1/capsules/{id}/ping", tag = "capsules",
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses((status = 204), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn ping(

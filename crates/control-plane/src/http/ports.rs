@@ -1,6 +1,7 @@
 //! `/v1/capsules/{id}/ports/…`: access to ports from outside, and raw connections to them.
 
-use super::extract::{Json as Body, Path, capsule_id};
+use super::extract::{Json as Body, Path, Query, capsule_id};
+use super::passive::Passive;
 use crate::app::App;
 use crate::audit::Principal;
 use crate::auth::Caller;
@@ -44,12 +45,12 @@ fn is_public(capsule: &Capsule, port: u16) -> bool {
     !is_agent_port(port) && (capsule.public_traffic || listed())
 }
 
-/// Lists the servers that listen in a running capsule, on any address. The request resumes no
-/// capsule.
+/// Lists the servers that listen in a running capsule, on any address. The request is always
+/// passive: it resumes no capsule and does not count as activity.
 #[utoipa::path(
     operation_id = "list_ports",
     get, path = "/v1/capsules/{id}/ports", tag = "ports",
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule"), Passive),
     responses(
         (status = 200, body = Vec<api::ListeningPort>),
         (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
@@ -59,12 +60,14 @@ pub(crate) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
+    _passive: Query<Passive>,
 ) -> Result<Json<Vec<api::ListeningPort>>> {
     let (capsule, listeners) = capsules::listeners(&app, caller, capsule_id(&id)?).await?;
     let to_api = |listener: capsules::Listener| api::ListeningPort {
         port: listener.port,
         address: listener.address.to_string(),
         program: listener.program,
+        pid: listener.pid,
         public: is_public(&capsule, listener.port),
         url: app.public.of(capsule.id, listener.port),
     };
@@ -76,7 +79,7 @@ pub(crate) async fn list(
     operation_id = "get_port",
     get, path = "/v1/capsules/{id}/ports/{port}", tag = "ports",
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("port" = u16, Path, description = "Port from 1 to 65535"),
     ),
     responses((status = 200, body = api::Port), (status = "4XX", body = api::ErrorBody))
@@ -96,7 +99,7 @@ pub(crate) async fn get(
     operation_id = "set_port",
     put, path = "/v1/capsules/{id}/ports/{port}", tag = "ports", request_body = api::SetPort,
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("port" = u16, Path, description = "Port from 1 to 65535, except 49983 (envd) and 49999 (code interpreter)"),
     ),
     responses((status = 200, body = api::Port), (status = "4XX", body = api::ErrorBody))
@@ -120,7 +123,7 @@ pub(crate) async fn set(
     post, path = "/v1/capsules/{id}/ports/{port}/links", tag = "ports",
     request_body = api::MakeLink,
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("port" = u16, Path, description = "Port from 1 to 65535, except 49983 (envd) and 49999 (code interpreter)"),
     ),
     responses((status = 201, body = api::Link), (status = "4XX", body = api::ErrorBody))
@@ -158,7 +161,7 @@ pub(crate) async fn link(
 #[utoipa::path(
     operation_id = "rotate_traffic_token",
     post, path = "/v1/capsules/{id}/traffic-token", tag = "ports",
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses((status = 200, body = api::TrafficToken), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn rotate_token(
@@ -175,7 +178,7 @@ pub(crate) async fn rotate_token(
 #[utoipa::path(
     operation_id = "rotate_links",
     post, path = "/v1/capsules/{id}/links/rotate", tag = "ports",
-    params(("id" = String, Path, description = "Id of the capsule")),
+    params(("id" = String, Path, description = "Id or name of the capsule")),
     responses((status = 204), (status = "4XX", body = api::ErrorBody))
 )]
 pub(crate) async fn rotate_links(
@@ -193,7 +196,7 @@ pub(crate) async fn rotate_links(
     operation_id = "connect_port",
     get, path = "/v1/capsules/{id}/ports/{port}/tcp", tag = "ports",
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("port" = u16, Path, description = "Port from 1 to 65535, except 49983 (envd) and 49999 (code interpreter)"),
         ("upgrade" = String, Header, description = "Must be `tcp`, together with `Connection: upgrade`"),
     ),

@@ -4,42 +4,70 @@ use super::extract::{Path, Query, capsule_id};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::Result;
+use crate::load::UnderWay;
 use crate::processes::{Processes, Selector};
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use http::StatusCode;
 use std::sync::Arc;
 
-/// Lists the processes that were started over the API.
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct List {
+    /// True to list all processes of the guest, as a tree.
+    #[serde(default)]
+    all: bool,
+    /// True to read without side effects. The request then does not resume a paused capsule: the
+    /// answer is 409 `capsule_paused`. A passive request does not count as activity.
+    #[serde(default)]
+    passive: bool,
+}
+
+/// Lists the processes that were started over the API or, with `all`, all processes of the guest.
 #[utoipa::path(
     operation_id = "list_processes",
     get, path = "/v1/capsules/{id}/processes", tag = "processes",
-    params(("id" = String, Path, description = "Id of the capsule")),
-    responses((status = 200, body = api::ProcessList), (status = "4XX", body = api::ErrorBody))
+    params(("id" = String, Path, description = "Id or name of the capsule"), List),
+    responses(
+        (status = 200, body = api::Processes),
+        (status = 501, description = "The capsule's envd is too old for `all`", body = api::ErrorBody),
+        (status = "4XX", body = api::ErrorBody), (status = "5XX", body = api::ErrorBody),
+    )
 )]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
-) -> Result<Json<api::ProcessList>> {
-    let processes = Processes::of(&app, caller, capsule_id(&id)?).await?.list().await?;
-    Ok(Json(api::ProcessList { processes }))
+    Extension(under_way): Extension<UnderWay>,
+    Query(list): Query<List>,
+) -> Result<Json<api::Processes>> {
+    let processes = Processes::for_read(&app, caller, capsule_id(&id)?, list.passive).await?;
+    Ok(Json(match list.all {
+        true => api::Processes::All(processes.all(caller, &under_way).await?),
+        false => {
+            let processes = processes.list().await?;
+            api::Processes::Started(api::ProcessList { processes })
+        }
+    }))
 }
 
 #[derive(serde::Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Kill {
-    /// Signal to send: `SIGKILL`, the default, or `SIGTERM`.
+    /// Signal to send: `TERM`, `KILL`, `INT`, `HUP`, `STOP`, `CONT`, `USR1` or `USR2`, with or
+    /// without `SIG`. The default is `KILL`.
     signal: Option<String>,
 }
 
-/// Sends a signal to a process and its whole group.
+/// Sends a signal to a process. A process that was started over the API gets it with its whole
+/// group. Any other process of the guest gets it alone.
 #[utoipa::path(
     operation_id = "signal_process",
     delete, path = "/v1/capsules/{id}/processes/{selector}", tag = "processes",
     params(
-        ("id" = String, Path, description = "Id of the capsule"),
+        ("id" = String, Path, description = "Id or name of the capsule"),
         ("selector" = String, Path, description = "Process id or tag of the process"),
         Kill
     ),
@@ -52,7 +80,7 @@ pub(crate) async fn kill(
     Query(kill): Query<Kill>,
 ) -> Result<StatusCode> {
     let processes = Processes::of(&app, caller, capsule_id(&id)?).await?;
-    let signal = kill.signal.as_deref().unwrap_or("SIGKILL");
+    let signal = kill.signal.as_deref().unwrap_or("KILL");
     processes.signal(&Selector::parse(&selector), signal).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,4 +1,5 @@
-//! Middleware around every request: its id, the body of an error, its log line and its metrics.
+//! Middleware around every request: its id and trace, the body of an error, its log line and its
+//! metrics.
 
 use super::compat_e2b;
 use super::compat_wrenn_v0::CompatRequest;
@@ -7,6 +8,7 @@ use axum::Json;
 use axum::extract::{MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use daemon::trace::{TRACEPARENT, Trace, TraceParent};
 use http::header::{self, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method};
 use std::time::Instant;
@@ -43,16 +45,29 @@ fn protect(headers: &mut HeaderMap) {
     }
 }
 
+/// Returns the trace that a client names, if its header is valid. Several headers name none.
+fn given(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut given = headers.get_all(TRACEPARENT).iter();
+    let (Some(first), None) = (given.next(), given.next()) else { return None };
+    TraceParent::parse(first.to_str().ok()?)
+}
+
+/// Answers a request in its trace.
 pub(super) async fn respond(request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let id = uuid::Uuid::new_v4().simple().to_string();
-    let (asked, of_e2b) = (request.method().clone(), compat_e2b::serves(request.uri().path()));
-    let of_compat = request.extensions().get::<CompatRequest>().is_some();
     let method = method_label(request.method());
     // The label is the pattern, never the path: a path may hold ids, and the number of labels must
     // be bounded.
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
+    let trace = Trace::begin(&format!("{method} {route}"), given(request.headers()));
+    Box::pin(trace.scope(answer(request, next, (method, route)))).await
+}
+
+async fn answer(request: Request, next: Next, (method, route): (&'static str, String)) -> Response {
+    let started = Instant::now();
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    let (asked, of_e2b) = (request.method().clone(), compat_e2b::serves(request.uri().path()));
+    let of_compat = request.extensions().get::<CompatRequest>().is_some();
     let mut response = next.run(request).await;
     if let Some(Failure(error)) = response.extensions_mut().remove::<Failure>() {
         error.log(&id);
@@ -85,4 +100,25 @@ pub(super) async fn respond(request: Request, next: Next) -> Response {
     metrics::counter!("wrenn_http_requests_total", &labels).increment(1);
     metrics::histogram!("wrenn_http_request_seconds", &labels[..2]).record(took.as_secs_f64());
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_valid_header_names_a_trace_and_others_name_none() {
+        let valid = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let of = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(TRACEPARENT, HeaderValue::from_str(value).unwrap());
+            }
+            given(&headers).map(|given| given.to_string())
+        };
+        assert_eq!(of(&[valid]).as_deref(), Some(valid));
+        for other in [&[][..], &["x"], &[valid, valid], &["00-0-0-00"]] {
+            assert_eq!(of(other), None, "{other:?}");
+        }
+    }
 }

@@ -10,7 +10,6 @@ use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use std::sync::Arc;
-use types::CapsuleId;
 
 /// Takes a named snapshot of a capsule's memory and disk. The capsule keeps its state.
 #[utoipa::path(
@@ -34,7 +33,7 @@ pub(crate) async fn create(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Page {
-    /// Id of a capsule, to list only its snapshots.
+    /// Id or name of a capsule, to list only its snapshots.
     capsule_id: Option<String>,
     /// Value of `next` from the previous page.
     before: Option<String>,
@@ -54,8 +53,11 @@ pub(crate) async fn list(
     Query(page): Query<Page>,
 ) -> Result<Json<api::SnapshotPage>> {
     let (before, limit) = cursor(page.before.as_deref(), page.limit, "a snapshot")?;
-    let bad = |_| Error::invalid("capsule_id", "is not a valid id");
-    let capsule = page.capsule_id.map(|id| id.parse::<CapsuleId>()).transpose().map_err(bad)?;
+    let bad = || Error::invalid("capsule_id", "is not the id or name of a capsule");
+    let capsule = match &page.capsule_id {
+        Some(text) => Some(capsules::find_id(&app, caller, text).await?.ok_or_else(bad)?),
+        None => None,
+    };
     let listed = snapshots::list(&app, caller, capsule, before, limit + 1).await?;
     let (items, next) = paged(listed, limit, snapshots::to_api, |s| s.id.clone());
     Ok(Json(api::SnapshotPage { items, next }))

@@ -8,6 +8,7 @@ use crate::processes::Processes;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use axum::response::Response;
 use bytes::Bytes;
+use daemon::trace::{Trace, scoped};
 use futures::future::BoxFuture;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
@@ -44,17 +45,22 @@ impl Upgrade {
         + 'static,
     ) -> Response {
         let Self { upgrade, admission } = self;
-        let run = move |socket: WebSocket| async move {
-            let (sink, stream) = socket.split();
-            let (mut outgoing, mut incoming) = (Outgoing(sink), Incoming(stream));
-            let revoked = tokio::select! {
-                () = serve(&mut outgoing, &mut incoming) => None,
-                error = admission.revoked() => Some(error),
-            };
-            let last = revoked.as_ref().and_then(|error| failed(error).message());
-            let reason = revoked
-                .map(|error| CloseFrame { code: close_code::POLICY, reason: error.code().into() });
-            let _ = tokio::time::timeout(CLOSE, outgoing.close(last, reason)).await;
+        let trace = Trace::current();
+        let run = move |socket: WebSocket| {
+            scoped(trace, async move {
+                let (sink, stream) = socket.split();
+                let (mut outgoing, mut incoming) = (Outgoing(sink), Incoming(stream));
+                let revoked = tokio::select! {
+                    () = serve(&mut outgoing, &mut incoming) => None,
+                    error = admission.revoked() => Some(error),
+                };
+                let last = revoked.as_ref().and_then(|error| failed(error).message());
+                let reason = revoked.map(|error| CloseFrame {
+                    code: close_code::POLICY,
+                    reason: error.code().into(),
+                });
+                let _ = tokio::time::timeout(CLOSE, outgoing.close(last, reason)).await;
+            })
         };
         // A message may be a single frame, and the library holds a whole frame before it checks the
         // message's size.

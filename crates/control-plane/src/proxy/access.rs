@@ -11,6 +11,7 @@ use crate::auth::origin::Transport;
 use crate::auth::{Caller, session};
 use crate::error::Error;
 use crate::policy::{Action, Resource};
+use crate::secret;
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use protocol::{ACCESS_TOKEN, ENVD_PORT, is_agent_port};
@@ -20,12 +21,22 @@ use subtle::ConstantTimeEq;
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const ENVD_TOKEN: HeaderName = HeaderName::from_static(ACCESS_TOKEN);
 const TRAFFIC_TOKEN: HeaderName = HeaderName::from_static("e2b-traffic-access-token");
+/// Mark of the platform's own requests.
+const PASSIVE: HeaderName = HeaderName::from_static(protocol::PASSIVE);
 /// Longest key, in bytes.
 const KEY_MAX: usize = 200;
 
 /// Paths of envd that are closed to outside requests. Only the platform uses them.
-const ENVD_CLOSED: [&str; 4] =
-    ["/init", "/snapshot/prepare", protocol::PORTS, protocol::CONNECT_PORT];
+const ENVD_CLOSED: [&str; 8] = [
+    "/init",
+    "/snapshot/prepare",
+    protocol::PORTS,
+    protocol::CONNECT_PORT,
+    protocol::PROCESSES,
+    protocol::SIGNAL,
+    protocol::TERMINALS,
+    protocol::log::PATH,
+];
 
 /// Credentials that a request presents.
 pub(crate) struct Presented<'a> {
@@ -167,18 +178,18 @@ fn answers_private(target: Target, route: Option<&Route>) -> bool {
 /// Removes the platform's keys, tokens and cookies from a request. At a port that needed no key, an
 /// `X-API-Key` without the form of the platform's keys stays. A program in the guest may use it. A
 /// request of the owner to envd or the code interpreter gets envd's token. Trailers are dropped, since one may be a key,
-/// and so is the header that announces them.
+/// and so is the header that announces them. No client may mark its request as a look.
 pub(crate) fn strip(headers: &mut HeaderMap, target: Target, route: &Route, admitted: &Admitted) {
-    let ours = |value: &HeaderValue| {
-        value.as_bytes().starts_with(b"e2b_") || value.as_bytes().starts_with(b"wrn_")
-    };
+    let ours = |value: &HeaderValue| secret::is_api_key(value.as_bytes());
     if *admitted == Admitted::Owner || headers.get_all(&API_KEY).iter().any(ours) {
         headers.remove(&API_KEY);
     }
-    if session::bearer(headers).is_some_and(|token| token.starts_with(session::PREFIX)) {
+    let is_ours =
+        |token: &str| token.starts_with(session::PREFIX) || secret::is_api_key(token.as_bytes());
+    if session::bearer(headers).is_some_and(is_ours) {
         headers.remove(AUTHORIZATION);
     }
-    for name in [&TRAFFIC_TOKEN, &TRAILER] {
+    for name in [&TRAFFIC_TOKEN, &TRAILER, &PASSIVE] {
         headers.remove(name);
     }
     headers.remove(TEAM);
@@ -312,7 +323,16 @@ mod tests {
         assert_eq!(code, guest(GuestAccess::EnvdToken));
         assert_eq!(decide(80, "/", &token, None, true), Err("private_port"));
         let all = [("x-access-token", "envd"), ("x-api-key", "e2b_x")];
-        for path in ["/init", "/snapshot/prepare", "/ports", "/ports/connect?port=80"] {
+        for path in [
+            "/init",
+            "/snapshot/prepare",
+            "/ports",
+            "/ports/connect?port=80",
+            "/processes",
+            "/processes/signal",
+            "/terminals",
+            "/log?most=1",
+        ] {
             assert_eq!(decide(ENVD_PORT, path, &all, Some(TEAM), true), Err("not_found"), "{path}");
         }
     }
@@ -376,6 +396,7 @@ mod tests {
             ("x-access-token", "envd"),
             ("x-csrf-token", csrf.as_str()),
             ("x-wrenn-team", "t"),
+            ("x-wrenn-passive", "1"),
             ("trailer", "x-api-key"),
             ("e2b-traffic-access-token", "traffic"),
             ("cookie", "a=1; wrenn-preview=x; wrenn-session=wrs_1"),
@@ -399,7 +420,8 @@ mod tests {
         assert_eq!(at(80, &apps, Admitted::Owner), map(&apps[1..]));
         let others = crate::secret::new_envd_token(CapsuleId::new());
         assert!(at(80, &[("x-access-token", &others)], public).is_empty());
-        let to_envd = at(ENVD_PORT, &[("x-api-key", key)], Admitted::Owner);
+        let marked = [("x-api-key", key), ("x-wrenn-passive", "1")];
+        let to_envd = at(ENVD_PORT, &marked, Admitted::Owner);
         assert_eq!(to_envd, map(&[("x-access-token", "envd")]));
         assert!(!at(80, &[("cookie", "wrenn-preview=x")], public).contains_key(COOKIE));
     }

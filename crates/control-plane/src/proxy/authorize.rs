@@ -120,7 +120,7 @@ fn note_refusal(
     let principal = who.map_or(Principal::Nobody, |caller| caller.by.principal);
     app.audit_buffer.note(AuditEvent {
         team: route.map_or(PLATFORM_TEAM, |route| route.team),
-        by: Actor { principal, from: Some(arrival.from) },
+        by: Actor { principal, from: Some(arrival.from), reason: None },
         action: "capsule.refused",
         resource: arrival.target.capsule.to_string(),
         refused: true,
@@ -133,7 +133,7 @@ fn note_access(app: &App, route: &Route, who: Option<Caller>, arrival: &Arrival)
     let principal = who.map_or(Principal::Nobody, |caller| caller.by.principal);
     app.audit_buffer.note(AuditEvent {
         team: route.team,
-        by: Actor { principal, from: Some(arrival.from) },
+        by: Actor { principal, from: Some(arrival.from), reason: None },
         action: "capsule.access",
         resource: format!("{}:{}", arrival.target.capsule, arrival.target.port),
         refused: false,

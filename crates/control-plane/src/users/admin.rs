@@ -125,9 +125,10 @@ pub(crate) async fn erase(app: &App, by: Eraser, id: UserId) -> Result<()> {
         }
     };
     not_last(&mut tx, &user).await?;
+    db::actor::act_as(&mut tx, &by).await?;
     // The lock keeps others from making the user an owner of another team meanwhile.
     for team in db::teams::owned(&mut tx, id).await? {
-        db::teams::lock(&mut tx, team).await?;
+        db::teams::lock(&mut tx, team, &by).await?;
         if db::teams::others(&mut tx, team, id).await? > 0 {
             return Err(Error::OwnsTeam(team));
         }
@@ -137,7 +138,10 @@ pub(crate) async fn erase(app: &App, by: Eraser, id: UserId) -> Result<()> {
     db::makers::end_of_user(&mut tx, None, id).await?;
     note(&mut tx, by, "user.erase", id, json!({})).await?;
     db::audit::anonymise(&mut *tx, &id.to_string(), &user.email).await?;
+    db::capsule_names::anonymise(&mut *tx, &id.to_string()).await?;
     db::users::remove(&mut *tx, id).await?;
+    // The end of the user's memberships is an event, too.
+    db::events::anonymise(&mut tx, id).await?;
     tx.commit().await?;
     app.changed(&Change::User(id));
     Ok(())

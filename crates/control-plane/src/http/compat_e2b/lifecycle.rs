@@ -77,7 +77,7 @@ pub(super) async fn fork(
     let SandboxRequest { app, caller, .. } = request;
     let left = capsules::time_left(&app, &source).await?;
     let left = left.map(|left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1));
-    let wanted = api::Fork { count: wanted.count, lifetime: wanted.timeout.or(left) };
+    let wanted = api::Fork { count: wanted.count, name: None, lifetime: wanted.timeout.or(left) };
     let forked =
         Box::pin(capsules::fork(&app, caller, source.id, &wanted)).await.map_err(concurrent)?;
     let made = |row| Forked::Sandbox(Box::new(to_wire(&app, caller, row)));

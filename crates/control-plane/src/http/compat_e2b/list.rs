@@ -5,7 +5,8 @@ use super::wire::{self, Listed};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::capsules;
-use crate::db::capsules::{Capsule, Search};
+use crate::db::capsule_list::{Filter, Order, OrderKey, Position, Template};
+use crate::db::capsules::Capsule;
 use crate::error::{Error, Result};
 use crate::http::extract::Query;
 use crate::http::paging::PAGE;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use types::resources::in_range;
-use types::{CapsuleId, CapsuleState};
+use types::{CapsuleId, CapsuleState, SnapshotId};
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -68,21 +69,25 @@ async fn find(app: &App, caller: Caller, asked: &Asked, limit: i64) -> Result<Ve
         parse_cursor(text)
             .ok_or_else(|| Error::invalid("nextToken", "is not a token of this platform"))
     });
-    let search = Search {
-        confinement: caller.confinement,
-        states: &states(asked.state.as_deref())?,
-        metadata: &metadata,
-        template: asked.template.as_deref().map(names::untagged),
-        since: since.transpose()?,
-        oldest_first: match asked.order.as_deref() {
-            None | Some("desc") => false,
-            Some("asc") => true,
-            Some(_) => return Err(Error::invalid("order", "must be `asc` or `desc`")),
-        },
-        after: after.transpose()?,
-        limit,
+    let ascending = match asked.order.as_deref() {
+        None | Some("desc") => false,
+        Some("asc") => true,
+        Some(_) => return Err(Error::invalid("order", "must be `asc` or `desc`")),
     };
-    capsules::search(app, caller, &search).await
+    let template = asked.template.as_deref().map(names::untagged);
+    let snapshot = template.and_then(|name| name.parse::<SnapshotId>().ok());
+    let filter = Filter {
+        states: states(asked.state.as_deref())?,
+        metadata,
+        template: template.filter(|_| snapshot.is_none()).map(Template::read),
+        snapshot,
+        since: since.transpose()?,
+        order: Order { key: OrderKey::CreatedAt, ascending },
+        after: after.transpose()?.map(|(at, id)| Position::At(at, id)),
+        limit,
+        ..Filter::default()
+    };
+    capsules::list(app, caller, filter).await
 }
 
 /// Returns the states to list. The default is running and paused.
@@ -117,11 +122,11 @@ fn metadata(text: &str) -> Result<BTreeMap<String, String>> {
 
 /// Returns the token of the page after a sandbox.
 fn token(row: &Capsule) -> String {
-    let at = wire::began(row).unix_timestamp_nanos() / 1000;
+    let at = row.created_at.unix_timestamp_nanos() / 1000;
     URL_SAFE_NO_PAD.encode(format!("{at}__{}", row.id.0))
 }
 
-/// Parses a token: start, to the microsecond, and id of the last sandbox on the previous page.
+/// Parses a token: creation, to the microsecond, and id of the last sandbox on the previous page.
 fn parse_cursor(token: &str) -> Option<(OffsetDateTime, CapsuleId)> {
     let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
     let (at, id) = text.split_once("__")?;

@@ -11,7 +11,7 @@ use crate::http::extract::Path;
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 use std::sync::Arc;
-use types::CapsuleState;
+use types::{CapsuleId, CapsuleState};
 
 /// A request about one sandbox. Any body or query of the request is another extractor.
 pub(super) struct SandboxRequest {
@@ -32,6 +32,11 @@ impl FromRequestParts<Arc<App>> for SandboxRequest {
 }
 
 impl SandboxRequest {
+    /// Returns the id of a sandbox that may have ended.
+    pub(super) fn id(&self) -> Result<CapsuleId> {
+        sandbox_id(&self.id)
+    }
+
     /// Returns the sandbox in its present state.
     pub(super) async fn present(&self) -> Result<Capsule> {
         known(capsules::get(&self.app, self.caller, sandbox_id(&self.id)?).await?)

@@ -2,9 +2,10 @@
 //! E2B's service does.
 
 use crate::auth::Caller;
-use crate::capsules::GuestStats;
 use crate::capsules::network::to_api;
 use crate::db::capsules::Capsule;
+use crate::stats::TeamStep;
+use crate::stats::series::Stats;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
@@ -278,8 +279,8 @@ fn template_id(row: &Capsule) -> String {
     }
 }
 
-/// Returns the start of a sandbox, which orders lists.
-pub(super) fn began(row: &Capsule) -> OffsetDateTime {
+/// Returns the start of a sandbox.
+fn began(row: &Capsule) -> OffsetDateTime {
     row.started_at.unwrap_or(row.created_at)
 }
 
@@ -345,18 +346,18 @@ pub(super) struct Metric {
 }
 
 impl Metric {
-    /// Makes a metric with the guest's own time. Returns `None` if that time is out of range.
-    pub(super) fn new(stats: GuestStats) -> Option<Self> {
+    /// Converts stats of a sandbox to E2B's metric. Returns `None` for a time out of range.
+    pub(super) fn new(row: &Capsule, stats: &Stats) -> Option<Self> {
         Some(Self {
-            timestamp: OffsetDateTime::from_unix_timestamp(stats.ts).ok()?,
-            timestamp_unix: stats.ts,
-            cpu_count: stats.cpu_count,
-            cpu_used_pct: stats.cpu_used_pct,
-            mem_used: stats.mem_used,
-            mem_total: stats.mem_total,
-            mem_cache: stats.mem_cache,
-            disk_used: stats.disk_used,
-            disk_total: stats.disk_total,
+            timestamp: OffsetDateTime::from_unix_timestamp(stats.at).ok()?,
+            timestamp_unix: stats.at,
+            cpu_count: row.vcpus,
+            cpu_used_pct: stats.cpu_max,
+            mem_used: stats.guest_memory.unwrap_or(stats.memory),
+            mem_total: u64::from(row.memory_mib) << 20,
+            mem_cache: stats.cache.unwrap_or(0),
+            disk_used: stats.disk.unwrap_or(0),
+            disk_total: u64::from(row.disk_mib) << 20,
         })
     }
 }
@@ -367,18 +368,61 @@ pub(super) struct Metrics {
     pub sandboxes: BTreeMap<String, Metric>,
 }
 
-/// Log lines of a sandbox in the second API's shape. The platform stores no lines.
-#[derive(Debug, Default, Serialize)]
-pub(super) struct Logs {
-    logs: [(); 0],
+/// Sandboxes of a team in one step of a series.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct TeamMetric {
+    #[serde(with = "time::serde::rfc3339")]
+    timestamp: OffsetDateTime,
+    timestamp_unix: i64,
+    concurrent_sandboxes: u64,
+    /// Starts in a second.
+    sandbox_start_rate: f64,
 }
 
-/// Log lines of a sandbox in the first API's shape. The platform stores no lines.
-#[derive(Debug, Default, Serialize)]
+impl TeamMetric {
+    /// Makes a metric from a step of `seconds` seconds. Returns `None` for a time out of range.
+    pub(super) fn new(step: &TeamStep, seconds: u32) -> Option<Self> {
+        Some(Self {
+            timestamp: OffsetDateTime::from_unix_timestamp(step.at).ok()?,
+            timestamp_unix: step.at,
+            concurrent_sandboxes: step.most,
+            sandbox_start_rate: rate(step.starts, seconds),
+        })
+    }
+
+    /// Returns the largest value of a series; `None` for a series without steps.
+    pub(super) fn most(all: &[Self], rate: bool) -> Option<MostMetric> {
+        let last = all.last()?;
+        let sandboxes = |one: &Self| u32::try_from(one.concurrent_sandboxes).unwrap_or(u32::MAX);
+        let value = |one: &Self| match rate {
+            true => one.sandbox_start_rate,
+            false => f64::from(sandboxes(one)),
+        };
+        let most = all.iter().rev().fold(
+            last,
+            |most, one| {
+                if value(one) > value(most) { one } else { most }
+            },
+        );
+        let (timestamp, timestamp_unix) = (most.timestamp, most.timestamp_unix);
+        Some(MostMetric { timestamp, timestamp_unix, value: value(most) })
+    }
+}
+
+/// Returns the starts in a second.
+fn rate(starts: u64, seconds: u32) -> f64 {
+    f64::from(u32::try_from(starts).unwrap_or(u32::MAX)) / f64::from(seconds.max(1))
+}
+
+/// Largest value of a team's series.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct LogsV1 {
-    logs: [(); 0],
-    log_entries: [(); 0],
+pub(super) struct MostMetric {
+    #[serde(with = "time::serde::rfc3339")]
+    timestamp: OffsetDateTime,
+    timestamp_unix: i64,
+    value: f64,
 }
 
 /// A team as E2B's CLI lists it.
