@@ -2,15 +2,28 @@
 //! and `images`.
 
 mod account;
+mod capsule;
 mod code;
+mod event;
 mod host;
+mod logs;
+mod process;
+mod stats;
 mod template;
 
 pub(crate) use account::{
     Account, Activate, Audit, CreateKey, Key, Limits, Login, ResetPassword, SignUp, Team, User,
 };
+pub(crate) use capsule::{
+    Capsule, Cp, Create, Exec, Fork, Forward, ListCapsules, Network, Pause, Resume, Rules,
+    SetCapsule, Snapshot, TakeSnapshot, Timeout, Url,
+};
 pub(crate) use code::{Code, Pictures, pictures};
+pub(crate) use event::Events;
 pub(crate) use host::{Host, Pki};
+pub(crate) use logs::Logs;
+pub(crate) use process::{Ps, Shell};
+pub(crate) use stats::{Metrics, Top};
 pub(crate) use template::{
     BuildFrom, BuildLogs, BuildTemplate, Registry, RegistryLogin, Template, Versions,
 };
@@ -55,6 +68,9 @@ pub(crate) enum Command {
     /// Run code in a capsule's code interpreter, which keeps variables between runs. Results are
     /// text and pictures. Without code on a terminal, open a REPL.
     Code(Code),
+    /// Show the running capsules that use most CPU or memory. On a terminal, the table is refreshed
+    /// until interrupted.
+    Top(Top),
     /// Build, list, tag and delete templates, which capsules start from.
     #[command(subcommand, visible_alias = "t")]
     Template(Template),
@@ -77,6 +93,9 @@ pub(crate) enum Command {
     Key(Key),
     /// Show the audit log of the team: each action and its actor.
     Audit(Audit),
+    /// Show the last events of the team, such as state changes of capsules. With -f, follow new
+    /// ones.
+    Events(Events),
     /// Manage the platform's users, as an admin.
     #[command(subcommand)]
     User(User),
@@ -101,325 +120,6 @@ pub(crate) enum Command {
     /// Build the files that guests boot from.
     #[command(subcommand)]
     Image(Image),
-}
-
-#[derive(Subcommand, Debug)]
-pub(crate) enum Capsule {
-    /// Start a capsule and print its id.
-    Create(Create),
-    /// List all capsules that have not ended.
-    #[command(visible_alias = "ls")]
-    List,
-    /// Show one capsule.
-    Get {
-        /// Id of the capsule.
-        capsule: String,
-    },
-    /// Run a command in a capsule. Its output and exit code become those of this command.
-    Exec(Exec),
-    /// Open an interactive shell in a capsule.
-    Shell(Shell),
-    /// Pause capsules: save memory and disk, and stop their machines.
-    Pause(Pause),
-    /// Resume paused capsules.
-    Resume(Resume),
-    /// Start copies of a running or paused capsule, and print their ids.
-    Fork(Fork),
-    /// Take a snapshot of a capsule, from which other capsules can start. The capsule runs on.
-    Snapshot(TakeSnapshot),
-    /// Set or remove the time at which a capsule is paused or ended.
-    Timeout(Timeout),
-    /// Replace a capsule's rules for outgoing connections. Without any rule, everything but private
-    /// ranges is allowed.
-    Network(Network),
-    /// Copy a file or folder into or out of a capsule, with modes and times. Write one side as
-    /// CAPSULE:PATH; `-` means standard input or output.
-    Cp(Cp),
-    /// End capsules and remove all of their data.
-    #[command(visible_alias = "rm")]
-    Kill {
-        /// Ids of the capsules.
-        #[arg(required = true)]
-        capsules: Vec<String>,
-    },
-    /// Print the console output of a capsule's guest.
-    Logs {
-        /// Id of the capsule.
-        capsule: String,
-    },
-    /// List the processes that clients started in a capsule.
-    Ps {
-        /// Id of the capsule.
-        capsule: String,
-    },
-    /// List the listening servers in a running capsule, with their URLs.
-    Ports {
-        /// Id of the capsule.
-        capsule: String,
-    },
-    /// Print the URL of a capsule's port. With --expires, print a link that admits any browser.
-    Url(Url),
-    /// Let anyone reach a port of a capsule by its URL.
-    Publish {
-        /// Id of the capsule.
-        capsule: String,
-        /// Port in the capsule.
-        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
-        port: u16,
-    },
-    /// Undo `publish`: let only authorized callers reach a port of a capsule.
-    Unpublish {
-        /// Id of the capsule.
-        capsule: String,
-        /// Port in the capsule.
-        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
-        port: u16,
-    },
-    /// Forward a port of this machine to a port of a capsule, until interrupted.
-    Forward(Forward),
-    /// Replace a capsule's traffic token and print the new one. The old token stops working at
-    /// once.
-    RotateToken {
-        /// Id of the capsule.
-        capsule: String,
-    },
-    /// Invalidate all preview links of a capsule at once.
-    RotateLinks {
-        /// Id of the capsule.
-        capsule: String,
-    },
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Create {
-    /// Name of a template or a snapshot. A template may be NAME, NAME:TAG or NAME@BUILD; NAME
-    /// means the tag `default`.
-    #[arg(default_value = "base", value_name = "NAME[:TAG]")]
-    pub template: String,
-    /// Number of virtual CPUs, 1 to 32.
-    #[arg(long)]
-    pub vcpus: Option<u32>,
-    /// Memory in MiB, 128 to 65,536.
-    #[arg(long = "memory")]
-    pub memory_mib: Option<u32>,
-    /// Disk in MiB, 64 to 102,400.
-    #[arg(long = "disk")]
-    pub disk_mib: Option<u32>,
-    /// Lifetime, such as `90s`, `30m` or `2h`, at most 30 days. Unlimited by default.
-    #[arg(long, alias = "timeout")]
-    pub lifetime: Option<humantime::Duration>,
-    /// Action at the end of the lifetime: `pause` (default), `pause_disk`, which does not save
-    /// memory, or `kill`.
-    #[arg(long, value_parser = ["pause", "pause_disk", "kill"])]
-    pub on_timeout: Option<String>,
-    /// Idle time until the capsule is paused, at most 30 days. Unlimited by default.
-    #[arg(long, alias = "idle")]
-    pub idle_timeout: Option<humantime::Duration>,
-    /// Resume the paused capsule when a request for it arrives.
-    #[arg(long)]
-    pub auto_resume: bool,
-    /// Port that anyone may reach by its URL. Repeatable.
-    #[arg(long, value_name = "PORT")]
-    pub public: Vec<u16>,
-    /// Let anyone reach all ports of the capsule by their URLs, except those of envd and the code
-    /// interpreter.
-    #[arg(long)]
-    pub public_traffic: bool,
-    /// Host header that programs in the capsule receive, such as `localhost:${PORT}`. Default: the
-    /// public host name.
-    #[arg(long, value_name = "NAME")]
-    pub host_header: Option<String>,
-    #[command(flatten)]
-    pub network: Rules,
-    /// Tag that the capsule's host must have. Repeatable.
-    #[arg(long = "host-tag", value_name = "TAG")]
-    pub host_tags: Vec<String>,
-    /// NAME=VALUE in the environment of every process in the capsule. NAME alone takes the value from
-    /// this command's environment. Repeatable.
-    #[arg(long = "env", short, value_parser = template::variable, value_name = "NAME[=VALUE]")]
-    pub envs: Vec<(String, String)>,
-    /// NAME=VALUE to store with the capsule. The platform does not interpret it. Repeatable.
-    #[arg(long, value_parser = pair)]
-    pub metadata: Vec<(String, String)>,
-}
-
-/// Rules for a capsule's outgoing connections. Allowing rules take precedence over denying ones.
-#[derive(Args, Debug)]
-pub(crate) struct Rules {
-    /// Deny everything that no --allow rule permits.
-    #[arg(long)]
-    pub no_internet: bool,
-    /// Address, range or name that the capsule may reach, such as 1.1.1.1, 10.0.0.0/8, example.com
-    /// or *.example.com. Takes precedence over --deny. Repeatable.
-    #[arg(long = "allow", value_name = "RULE")]
-    pub allow: Vec<String>,
-    /// Address, range or name that the capsule must not reach. Repeatable.
-    #[arg(long = "deny", value_name = "RULE")]
-    pub deny: Vec<String>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Network {
-    /// Id of the capsule.
-    pub capsule: String,
-    #[command(flatten)]
-    pub rules: Rules,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Pause {
-    /// Ids of the capsules.
-    #[arg(required = true)]
-    pub capsules: Vec<String>,
-    /// Save only the disk, not the memory. The capsules boot when they are resumed.
-    #[arg(long)]
-    pub disk_only: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Resume {
-    /// Ids of the capsules.
-    #[arg(required = true)]
-    pub capsules: Vec<String>,
-    /// Lifetime of each capsule from its resume, such as `90s` or `30m`. Unlimited by default.
-    #[arg(long, alias = "timeout")]
-    pub lifetime: Option<humantime::Duration>,
-    /// Ignore the saved memory and boot from the saved disk.
-    #[arg(long)]
-    pub boot: bool,
-    /// Number of an earlier snapshot of the capsule. Use it when the latest snapshot is damaged.
-    #[arg(long)]
-    pub snapshot: Option<u64>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Fork {
-    /// Id of the capsule.
-    pub capsule: String,
-    /// Number of copies, at most 100.
-    #[arg(long, short = 'n', default_value_t = 1)]
-    pub count: u32,
-    /// Lifetime of each copy, such as `90s`, `30m` or `2h`. Unlimited by default.
-    #[arg(long, alias = "timeout")]
-    pub lifetime: Option<humantime::Duration>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct TakeSnapshot {
-    /// Id of the capsule.
-    pub capsule: String,
-    /// Name of the snapshot. Default: a name derived from its id.
-    #[arg(long)]
-    pub name: Option<String>,
-    /// Replace an earlier snapshot with this name once the new snapshot is complete.
-    #[arg(long, requires = "name")]
-    pub overwrite: bool,
-    /// Save only the disk, not the memory. Capsules that start from the snapshot boot.
-    #[arg(long)]
-    pub disk_only: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Timeout {
-    /// Id of the capsule.
-    pub capsule: String,
-    /// Remaining lifetime from now, such as `90s`, `30m` or `2h`. Unlimited when left out.
-    pub after: Option<humantime::Duration>,
-    /// Action at the end of the lifetime: `pause`, `pause_disk` or `kill`. Unchanged by default.
-    #[arg(long, value_parser = ["pause", "pause_disk", "kill"])]
-    pub on_timeout: Option<String>,
-    /// Idle time until the capsule is paused; `0s` means never. Unchanged by default.
-    #[arg(long, alias = "idle")]
-    pub idle_timeout: Option<humantime::Duration>,
-}
-
-#[derive(Subcommand, Debug)]
-pub(crate) enum Snapshot {
-    /// List snapshots.
-    #[command(visible_alias = "ls")]
-    List,
-    /// Remove snapshots. Capsules that started from them keep running.
-    #[command(visible_alias = "rm")]
-    Delete {
-        /// Names or ids of the snapshots.
-        #[arg(required = true)]
-        snapshots: Vec<String>,
-    },
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Exec {
-    /// Id of the capsule.
-    pub capsule: String,
-    /// NAME=VALUE in the command's environment. NAME alone takes the value from this command's own
-    /// environment. Repeatable.
-    #[arg(long = "env", short, value_parser = template::variable, value_name = "NAME[=VALUE]")]
-    pub envs: Vec<(String, String)>,
-    /// Working folder of the command.
-    #[arg(long, short = 'w')]
-    pub cwd: Option<String>,
-    /// User account in the guest.
-    #[arg(long, short)]
-    pub user: Option<String>,
-    /// Seconds until the command is killed. Unlimited by default.
-    #[arg(long)]
-    pub timeout: Option<u32>,
-    /// Run the command on a terminal.
-    #[arg(long, short)]
-    pub tty: bool,
-    /// Do not pass standard input to the command. By default, all input but a terminal's is passed.
-    #[arg(long, short = 'n')]
-    pub no_stdin: bool,
-    /// Command and its arguments. Flags after the command belong to it; a `--` before the command
-    /// makes this explicit.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Cp {
-    /// Source. A folder that ends with `/.` means its contents.
-    pub from: String,
-    /// Target. If the target is an existing folder, the source is copied into it.
-    pub to: String,
-    /// Copy a folder with everything in it. Links are copied as links.
-    #[arg(long, short)]
-    pub recursive: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Url {
-    /// Id of the capsule.
-    pub capsule: String,
-    /// Port in the capsule.
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
-    pub port: u16,
-    /// Lifetime of the link, such as `30m`, `1h` or `2days`, at most 30 days.
-    #[arg(long)]
-    pub expires: Option<humantime::Duration>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Forward {
-    /// Id of the capsule.
-    pub capsule: String,
-    /// Port in the capsule.
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
-    pub port: u16,
-    /// Port on this machine; 0 means any free port. Default: the same number.
-    pub local: Option<u16>,
-    /// Address on this machine to listen on.
-    #[arg(long, default_value = "127.0.0.1")]
-    pub bind: std::net::IpAddr,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Shell {
-    /// Id of the capsule.
-    pub capsule: String,
-    /// User account in the guest.
-    #[arg(long, short)]
-    pub user: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -582,6 +282,24 @@ mod tests {
         assert!(parse(&["--context", "x", "--language", "bash"]).is_err());
         assert!(parse(&["--attach", "x", "-c", "1"]).is_err());
         assert!(parse(&["a", "b", "c"]).is_err());
+    }
+
+    #[test]
+    fn attach_takes_a_terminal_only_after_an_equals_sign() {
+        let attach = |words: &[&str]| {
+            let words = [&["wrenn", "c", "shell"][..], words].concat();
+            let command = Cli::try_parse_from(words).ok()?.command;
+            let Command::Capsule(Capsule::Shell(shell)) = command else { panic!("not shell") };
+            Some((shell.capsule, shell.attach))
+        };
+        let one = |attach: Option<Option<&str>>| {
+            Some(("cl-x".to_owned(), attach.map(|tag| tag.map(str::to_owned))))
+        };
+        assert_eq!(attach(&["cl-x"]), one(None));
+        assert_eq!(attach(&["--attach", "cl-x"]), one(Some(None)));
+        assert_eq!(attach(&["cl-x", "--attach=pty-1"]), one(Some(Some("pty-1"))));
+        assert_eq!(attach(&["cl-x", "--attach", "-u", "root"]), None);
+        assert!(Cli::try_parse_from(["wrenn", "c", "ps", "cl-x", "--tree"]).is_err());
     }
 
     #[test]

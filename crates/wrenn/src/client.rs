@@ -154,7 +154,7 @@ impl Client {
         Ok(self.send(self.request(Method::GET, path)).await?.json().await?)
     }
 
-    /// Fetches all pages of a list.
+    /// Fetches all pages of a list. The path may have a query.
     pub(crate) async fn list<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<Vec<T>> {
         #[derive(serde::Deserialize)]
         struct Page<T> {
@@ -163,7 +163,8 @@ impl Client {
         }
         let (mut items, mut next): (_, Option<String>) = (Vec::new(), None);
         loop {
-            let from = next.map(|id| format!("?before={id}")).unwrap_or_default();
+            let mark = if path.contains('?') { '&' } else { '?' };
+            let from = next.map(|id| format!("{mark}before={id}")).unwrap_or_default();
             let page: Page<T> = self.get(&format!("{path}{from}")).await?;
             items.extend(page.items);
             next = page.next;

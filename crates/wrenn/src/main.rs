@@ -61,6 +61,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
     let client = || client::Client::new(&cli.api, &client_file);
     match cli.command {
         Command::Capsule(command) => return commands::capsule(command, &client()?, form).await,
+        Command::Top(top) => commands::top(top, &client()?, form).await?,
         Command::Code(code) => return commands::code(code, &client()?, form).await,
         Command::Template(command) => return commands::template(command, &client()?, form).await,
         Command::Registry(command) => commands::registry(command, &client()?, form).await?,
@@ -72,6 +73,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         Command::Team(command) => commands::team(command, &client()?, &client_file, form).await?,
         Command::Key(command) => commands::key(command, &client()?, form).await?,
         Command::Audit(audit) => commands::audit(audit, &client()?, form).await?,
+        Command::Events(wanted) => commands::events(wanted, &client()?, form).await?,
         Command::User(command) => commands::user(command, &client()?, form).await?,
         Command::Doctor(doctor) => {
             let path = var("PATH").unwrap_or_default();
@@ -81,7 +83,7 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         Command::Up(up) => {
             let up = *up;
             begin_role();
-            daemon::log_to_stderr(&up.log.filter, up.log.json);
+            let _logs = up.log.begin("wrenn")?;
             let up = platform::Up {
                 dir: up.folder.dir,
                 envd: up.envd.find(),
@@ -101,12 +103,12 @@ async fn dispatch(cli: Cli, form: Form) -> anyhow::Result<ExitCode> {
         Command::ClientFile => output::line(&client_file.display().to_string()),
         Command::ControlPlane(role) => {
             begin_role();
-            daemon::log_to_stderr(&role.log.filter, role.log.json);
+            let _logs = role.log.begin("wrenn-control-plane")?;
             platform::control_plane(&role.control_plane, role.plaintext, &client_file).await?;
         }
         Command::Agent(role) => {
             begin_role();
-            daemon::log_to_stderr(&role.log.filter, role.log.json);
+            let _logs = role.log.begin("wrenn-agent")?;
             let (address, control_plane) = (role.address, role.control_plane);
             let register = role.register.filter(|token| !token.is_empty());
             let register =

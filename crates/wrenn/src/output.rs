@@ -22,6 +22,14 @@ pub(crate) fn line(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
+/// Prints a line of a result that has no end.
+///
+/// # Errors
+/// Fails when the reader has left, so that the command ends too.
+pub(crate) fn stream_line(text: &str) -> anyhow::Result<()> {
+    raw(format!("{text}\n").as_bytes())
+}
+
 /// Prints a line for people, on standard error beside the result.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", printable(text));
@@ -95,6 +103,17 @@ fn printable(text: &str) -> String {
 /// Reports whether standard output is a terminal.
 pub(crate) fn on_terminal() -> bool {
     std::io::stdout().is_terminal()
+}
+
+/// Clears the terminal, for a table that changes.
+pub(crate) fn clear_screen() -> anyhow::Result<()> {
+    raw(b"\x1b[H\x1b[2J\x1b[3J")
+}
+
+/// Returns the height of the terminal, in lines. Some terminals do not tell it, or tell 0.
+pub(crate) fn height() -> usize {
+    let told = crossterm::terminal::size().ok().map(|(_, lines)| usize::from(lines));
+    told.filter(|lines| *lines >= 5).unwrap_or(24)
 }
 
 /// Writes bytes to standard output unchanged.
@@ -219,7 +238,9 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) {
         let cell = Cell::new(text);
         if colours { cell.add_attribute(Attribute::Bold) } else { cell }
     };
-    table.set_header(header.iter().map(bold));
+    if header.iter().any(|text| !text.is_empty()) {
+        table.set_header(header.iter().map(bold));
+    }
     for row in rows {
         table.add_row(row.into_iter().map(|text| match (colours, status_colour(&text)) {
             (true, Some(colour)) => Cell::new(text).fg(colour),

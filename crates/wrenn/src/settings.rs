@@ -26,6 +26,27 @@ pub(crate) struct Log {
     /// Write logs as JSON lines.
     #[arg(long = "log-json", env = "WRENN_LOG_JSON")]
     pub json: bool,
+    /// Send spans to this OpenTelemetry collector, by OTLP over HTTP with protobuf, for example
+    /// http://127.0.0.1:4318. Default: no spans.
+    #[arg(long = "otlp-endpoint", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+    /// Name of this process in its spans. Default: the name of its role.
+    #[arg(long = "otlp-service", env = "OTEL_SERVICE_NAME")]
+    pub otlp_service: Option<String>,
+}
+
+impl Log {
+    /// Begins the log of a role, and the export of its spans if there is a collector.
+    ///
+    /// # Errors
+    /// When spans cannot be exported to the collector's endpoint.
+    pub(crate) fn begin(&self, role: &str) -> anyhow::Result<daemon::Logs> {
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let service = given(&self.otlp_service).unwrap_or_else(|| role.to_owned());
+        let spans =
+            given(&self.otlp_endpoint).map(|endpoint| daemon::SpanExport { endpoint, service });
+        daemon::log_to_stderr(&self.filter, self.json, spans.as_ref())
+    }
 }
 
 /// Flag for the settings of registries.
@@ -109,6 +130,13 @@ pub(crate) struct Agent {
     /// refused.
     #[arg(long, env = "WRENN_CAPSULE_CONNECTIONS", default_value_t = 1024)]
     pub connections: u32,
+    /// Days to keep lines of capsules' logs, also after the capsule's end; 0 keeps no logs.
+    #[arg(id = "host_logs_days", long = "logs-days", env = "WRENN_LOGS_DAYS", default_value_t = 7)]
+    pub logs_days: u32,
+    /// Maximum size of one capsule's log on its host, in MiB, at least 4. The oldest lines go first.
+    #[arg(long, env = "WRENN_LOGS_CAPSULE_MIB", default_value_t = 64,
+        value_parser = clap::value_parser!(u32).range(4..))]
+    pub logs_capsule_mib: u32,
 }
 
 impl Agent {
@@ -134,6 +162,10 @@ impl Agent {
             store: self.store()?,
             registries: self.registries.read()?,
             connections: self.connections,
+            log_limits: host_agent::LogLimits {
+                days: self.logs_days,
+                capsule_mib: self.logs_capsule_mib,
+            },
         })
     }
 
@@ -241,6 +273,10 @@ pub(crate) struct ControlPlane {
     pub tls: Tls,
     #[command(flatten)]
     pub ca: Ca,
+    /// Days to keep metrics of capsules and hosts: CPU, memory, disk and network. Samples of each 5
+    /// s are kept for today and yesterday. 0 keeps none.
+    #[arg(long, env = "WRENN_METRICS_DAYS", default_value_t = 30)]
+    pub metrics_days: u32,
     #[command(flatten)]
     pub capacity: Capacity,
     #[command(flatten)]
@@ -324,6 +360,7 @@ impl ControlPlane {
             mail: self.accounts.mail(dir),
             audit_access: self.accounts.audit_access,
             audit_days: self.accounts.audit_days,
+            metrics_days: self.metrics_days,
             limits: self.capacity.limits(),
         })
     }

@@ -72,6 +72,13 @@ pub(crate) enum Team {
         /// `none`, `tcg`, `kvm` or `jailed`, from weakest to strongest.
         tier: String,
     },
+    /// Set the output that the logs of the team's new capsules keep.
+    Logs {
+        /// `none`, `background` (console, state changes, start commands and background processes)
+        /// or `all` (foreground commands too).
+        #[arg(value_parser = ["none", "background", "all"])]
+        keep: String,
+    },
     /// List the team's members.
     Members,
     /// Invite a person to the team by mail, and print the invitation's id.

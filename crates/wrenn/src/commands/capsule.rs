@@ -1,6 +1,6 @@
 //! `wrenn capsule …`: the dispatch, and the commands without a file of their own.
 
-use super::{cp, exec, lifecycle, port, shell};
+use super::{capsule_list, cp, exec, lifecycle, logs, port, ps, shell, stats};
 use crate::cli;
 use crate::client::{Client, Refused};
 use crate::output::{self, Form, Progress};
@@ -14,8 +14,12 @@ pub(crate) async fn capsule(
 ) -> anyhow::Result<ExitCode> {
     match command {
         cli::Capsule::Create(create) => self::create(create, client, form).await?,
-        cli::Capsule::List => list(client, form).await?,
-        cli::Capsule::Get { capsule } => get(&capsule, client, form).await?,
+        cli::Capsule::List(list) => capsule_list::list(&list, client, form).await?,
+        cli::Capsule::Get { capsule } => capsule_list::get(&capsule, client, form).await?,
+        cli::Capsule::Rename { capsule, name } => {
+            capsule_list::rename(&capsule, name, client, form).await?;
+        }
+        cli::Capsule::Set(set) => capsule_list::set(set, client, form).await?,
         cli::Capsule::Exec(command) => {
             return Ok(exec::exec(command, client, form)
                 .await
@@ -32,8 +36,9 @@ pub(crate) async fn capsule(
         cli::Capsule::Network(network) => lifecycle::network(network, client, form).await?,
         cli::Capsule::Cp(cp) => cp::cp(&cp, client, form).await?,
         cli::Capsule::Kill { capsules } => kill(&capsules, client, form).await?,
-        cli::Capsule::Logs { capsule } => logs(&capsule, client, form).await?,
-        cli::Capsule::Ps { capsule } => processes(&capsule, client, form).await?,
+        cli::Capsule::Logs(wanted) => logs::logs(&wanted, client, form).await?,
+        cli::Capsule::Metrics(metrics) => stats::metrics(metrics, client, form).await?,
+        cli::Capsule::Ps(command) => ps::ps(&command, client, form).await?,
         cli::Capsule::Ports { capsule } => port::list(&capsule, client, form).await?,
         cli::Capsule::Url(url) => port::url(&url, client, form).await?,
         cli::Capsule::Publish { capsule, port } => {
@@ -62,17 +67,26 @@ pub(super) fn failed(error: &anyhow::Error, form: Form) -> ExitCode {
     })
 }
 
-/// Returns the API's path of a capsule's resource. The id is checked, so that it stays one path
-/// segment.
+/// Returns the API's path of a capsule's resource. The id or name is checked, so that it stays one
+/// path segment.
 pub(super) fn path(capsule: &str, rest: &str) -> anyhow::Result<String> {
-    let id: types::CapsuleId = capsule
-        .parse()
-        .map_err(|e| output::usage(format!("`{capsule}` is not a capsule id: {e}")))?;
-    Ok(format!("/v1/capsules/{id}{rest}"))
+    if let Err(error) = capsule.parse::<types::CapsuleId>()
+        && !is_name(capsule)
+    {
+        let why = format!("`{capsule}` is not a capsule id: {error}; nor is it a capsule's name");
+        return Err(output::usage(why));
+    }
+    Ok(format!("/v1/capsules/{capsule}{rest}"))
+}
+
+/// Reports whether a text may be the name of a capsule.
+pub(super) fn is_name(text: &str) -> bool {
+    types::names::check_capsule_name("name", text).is_ok()
 }
 
 async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Result<()> {
     let body = api::CreateCapsule {
+        name: create.name,
         template: Some(create.template),
         vcpus: create.vcpus,
         memory_mib: create.memory_mib,
@@ -86,6 +100,7 @@ async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Res
         host_header: create.host_header,
         network: lifecycle::rules(create.network),
         host_tags: create.host_tags,
+        logs: create.logs,
         envs: create.envs.into_iter().collect(),
         metadata: create.metadata.into_iter().collect(),
     };
@@ -97,60 +112,6 @@ async fn create(create: cli::Create, client: &Client, form: Form) -> anyhow::Res
         return output::json(&made);
     }
     output::line(&made.id);
-    Ok(())
-}
-
-/// Returns a capsule's status as text for people.
-fn status(status: String, disk_full: bool) -> String {
-    if disk_full { format!("{status} (waiting: disk_full)") } else { status }
-}
-
-async fn list(client: &Client, form: Form) -> anyhow::Result<()> {
-    let items: Vec<api::Capsule> = client.list("/v1/capsules").await?;
-    if form == Form::Json {
-        return output::json(&items);
-    }
-    let row = |c: api::Capsule| {
-        vec![
-            c.id,
-            status(c.status, c.disk_full),
-            c.template,
-            c.vcpus.to_string(),
-            format!("{} MiB", c.memory_mib),
-            output::ago(c.created_at),
-        ]
-    };
-    let header = ["ID", "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "CREATED"];
-    output::table(&header, items.into_iter().map(row).collect());
-    Ok(())
-}
-
-async fn get(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
-    let found: api::Capsule = client.get(&path(capsule, "")?).await?;
-    if form == Form::Json {
-        return output::json(&found);
-    }
-    let mut rows = vec![
-        ("id", found.id),
-        ("status", status(found.status, found.disk_full)),
-        ("template", found.template),
-        ("vcpus", found.vcpus.to_string()),
-        ("memory", format!("{} MiB", found.memory_mib)),
-        ("disk", format!("{} MiB", found.disk_mib)),
-        ("host", found.host_id.unwrap_or_default()),
-        ("created", output::ago(found.created_at)),
-    ];
-    if let Some(at) = found.ends_at {
-        let end = humantime::format_rfc3339_seconds(at.into());
-        rows.push(("ends", format!("{end} ({})", found.on_timeout)));
-    }
-    rows.extend(found.snapshot.map(|id| ("started from", id)));
-    rows.extend(found.public_ports.iter().map(|port| ("public port", port.to_string())));
-    rows.extend(found.error.map(|why| ("error", why)));
-    let metadata = found.metadata.into_iter().map(|(name, value)| format!("{name}={value}"));
-    rows.extend(metadata.map(|pair| ("metadata", pair)));
-    let rows = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
-    output::table(&["", ""], rows);
     Ok(())
 }
 
@@ -168,29 +129,4 @@ async fn kill(capsules: &[String], client: &Client, form: Form) -> anyhow::Resul
         return Err(error);
     }
     if form == Form::Json { output::json(&capsules) } else { Ok(()) }
-}
-
-async fn logs(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
-    let request = client.request(reqwest::Method::GET, &path(capsule, "/logs")?);
-    let console = client.send(request).await?.bytes().await?;
-    if form == Form::Json {
-        return output::json(&serde_json::json!({ "console": String::from_utf8_lossy(&console) }));
-    }
-    output::raw(&console)
-}
-
-async fn processes(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
-    let list: api::ProcessList = client.get(&path(capsule, "/processes")?).await?;
-    if form == Form::Json {
-        return output::json(&list.processes);
-    }
-    let row = |p: api::Process| {
-        vec![
-            p.pid.to_string(),
-            p.tag.unwrap_or_default(),
-            format!("{} {}", p.cmd, p.args.join(" ")),
-        ]
-    };
-    output::table(&["PID", "TAG", "COMMAND"], list.processes.into_iter().map(row).collect());
-    Ok(())
 }

@@ -10,7 +10,7 @@ mod view;
 
 use self::stream::Execution;
 use self::view::View;
-use super::capsule::{failed, path};
+use super::capsule::{failed, is_name, path};
 use crate::cli;
 use crate::client::Client;
 use crate::output::{self, Form, Progress};
@@ -95,15 +95,20 @@ async fn begin(code: cli::Code, client: &Client, form: Form) -> anyhow::Result<E
     done
 }
 
-/// Finds the capsule and the file among the words of the command line.
+/// Finds the capsule and the file among the words of the command line. A single word may be the
+/// name of a capsule if no file has it.
 fn words(words: &[String]) -> anyhow::Result<(Option<&str>, Option<&str>)> {
-    let is_capsule = |word: &str| word.parse::<types::CapsuleId>().is_ok();
+    let is_id = |word: &str| word.parse::<types::CapsuleId>().is_ok();
     match words {
         [] => Ok((None, None)),
-        [word] if is_capsule(word) => Ok((Some(word), None)),
+        [word] if is_id(word) || (is_name(word) && !Path::new(word).exists()) => {
+            Ok((Some(word), None))
+        }
         [word] => Ok((None, Some(word))),
-        [capsule, file] if is_capsule(capsule) => Ok((Some(capsule), Some(file))),
-        [capsule, ..] => Err(output::usage(format!("`{capsule}` is not a capsule id"))),
+        [capsule, file] if is_id(capsule) || is_name(capsule) => Ok((Some(capsule), Some(file))),
+        [capsule, ..] => {
+            Err(output::usage(format!("`{capsule}` is not the id or name of a capsule")))
+        }
     }
 }
 

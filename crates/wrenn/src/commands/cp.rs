@@ -4,7 +4,7 @@
 
 mod transfer;
 
-use super::capsule::path;
+use super::capsule::{is_name, path};
 use crate::cli;
 use crate::client::{Client, Refused};
 use crate::output::{self, Form};
@@ -36,7 +36,7 @@ impl<'a> Side<'a> {
             return Ok(Self::Stream);
         }
         match text.split_once(':') {
-            Some((id, path)) if id.starts_with(types::CapsuleId::PREFIX) => {
+            Some((id, path)) if id.starts_with(types::CapsuleId::PREFIX) || is_name(id) => {
                 let none = || output::usage(format!("`{text}` has no path in the capsule"));
                 if path.is_empty() { Err(none()) } else { Ok(Self::Capsule { id, path }) }
             }

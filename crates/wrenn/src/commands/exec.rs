@@ -171,7 +171,7 @@ pub(super) fn exit(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1))
 }
 
-type Input = mpsc::Receiver<Vec<u8>>;
+pub(super) type Input = mpsc::Receiver<Vec<u8>>;
 
 /// Reads standard input on a thread of its own, since a blocking read cannot be cancelled.
 pub(super) fn read_stdin() -> Input {

@@ -69,7 +69,11 @@ pub(super) async fn timeout(
 }
 
 pub(super) async fn fork(fork: &cli::Fork, client: &Client, form: Form) -> anyhow::Result<()> {
-    let body = api::Fork { count: Some(fork.count), lifetime: fork.lifetime.map(seconds) };
+    let body = api::Fork {
+        count: Some(fork.count),
+        name: fork.name.clone(),
+        lifetime: fork.lifetime.map(seconds),
+    };
     let progress = Progress::start("forking");
     let made: anyhow::Result<api::Forked> =
         client.post(&path(&fork.capsule, "/fork")?, &body).await;

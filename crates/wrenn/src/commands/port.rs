@@ -16,7 +16,8 @@ fn port_path(capsule: &str, port: u16, rest: &str) -> anyhow::Result<String> {
 }
 
 pub(super) async fn list(capsule: &str, client: &Client, form: Form) -> anyhow::Result<()> {
-    let ports: Vec<api::ListeningPort> = client.get(&path(capsule, "/ports")?).await?;
+    let path = path(capsule, "/ports?passive=true")?;
+    let ports: Vec<api::ListeningPort> = client.get(&path).await?;
     if form == Form::Json {
         return output::json(&ports);
     }
@@ -26,11 +27,12 @@ pub(super) async fn list(capsule: &str, client: &Client, form: Form) -> anyhow::
             port.port.to_string(),
             port.address,
             port.program.unwrap_or_default(),
+            port.pid.map(|pid| pid.to_string()).unwrap_or_default(),
             public.to_owned(),
             port.url,
         ]
     };
-    let header = ["PORT", "ADDRESS", "PROGRAM", "PUBLIC", "URL"];
+    let header = ["PORT", "ADDRESS", "PROGRAM", "PID", "PUBLIC", "URL"];
     output::table(&header, ports.into_iter().map(row).collect());
     Ok(())
 }

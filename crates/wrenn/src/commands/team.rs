@@ -23,15 +23,21 @@ pub(crate) async fn team(
         Team::Use { team } => use_team(&team, client, file).await,
         Team::Rename { name } => {
             let path = path(client, "").await?;
-            let change = api::ChangeTeam { name: Some(name), isolation: None };
+            let change = api::ChangeTeam { name: Some(name), ..Default::default() };
             let named: api::Team = client.patch(&path, &change).await?;
             render(&named, &named.name, form)
         }
         Team::Require { tier } => {
             let path = path(client, "").await?;
-            let change = api::ChangeTeam { name: None, isolation: Some(tier) };
+            let change = api::ChangeTeam { isolation: Some(tier), ..Default::default() };
             let changed: api::Team = client.patch(&path, &change).await?;
             render(&changed, &changed.isolation, form)
+        }
+        Team::Logs { keep } => {
+            let path = path(client, "").await?;
+            let change = api::ChangeTeam { logs: Some(keep), ..Default::default() };
+            let changed: api::Team = client.patch(&path, &change).await?;
+            render(&changed, &changed.logs, form)
         }
         Team::Members => members(client, form).await,
         Team::Invite(invite) => {

@@ -6,7 +6,6 @@ mod follow;
 mod progress;
 mod show;
 mod source;
-mod sse;
 mod upload;
 
 use super::{query, render};
@@ -16,7 +15,7 @@ use crate::output::{self, Form};
 use follow::News;
 use futures::StreamExt;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use progress::printable;
+pub(super) use progress::printable;
 use recipe::names::{self, Reference, Selector};
 use std::process::ExitCode;
 use std::time::Duration;

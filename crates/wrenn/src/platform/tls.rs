@@ -37,6 +37,9 @@ impl Files {
         };
         let cert_pem = read(&self.cert, "WRENN_TLS_CERT")?;
         let key_pem = read(&self.key, "WRENN_TLS_KEY")?;
+        if let Some(at) = ::pki::expires_at(&cert_pem) {
+            daemon::report_expiry("public", at.unix_timestamp());
+        }
         let config = ::pki::serve_public(&::pki::Pair { cert_pem, key_pem });
         config.context("cannot use the certificate (WRENN_TLS_CERT) and its key (WRENN_TLS_KEY)")
     }

@@ -1,22 +1,13 @@
 //! A build's log as it grows. The stream survives cut connections and restarts of the platform: it
 //! goes on after the last line that came.
 
-use super::sse;
 use crate::client::{self, Client};
+use crate::commands::follow::{self, Retry};
+use crate::commands::sse;
 use anyhow::Context;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
-use reqwest::Method;
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
-
-/// Time without any byte after which a connection counts as broken. The platform sends at least a
-/// comment every 15 seconds.
-const QUIET: Duration = Duration::from_secs(60);
-/// Time without an answer of the platform after which the command gives up.
-const GIVE_UP: Duration = Duration::from_secs(600);
-/// First and longest pause before another connection.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// News of a build.
 #[derive(Debug)]
@@ -38,10 +29,7 @@ struct Follower<'a> {
     events: VecDeque<sse::Event>,
     /// Set if lines came by this connection.
     has_lines: bool,
-    /// Pause before the next connection.
-    pause: Duration,
-    /// Last answer of the platform.
-    answered: Instant,
+    retry: Retry,
     is_over: bool,
 }
 
@@ -58,8 +46,7 @@ pub(super) fn follow(
         reader: sse::Reader::default(),
         events: VecDeque::new(),
         has_lines: true,
-        pause: Duration::ZERO,
-        answered: Instant::now(),
+        retry: Retry::new(),
         is_over: false,
     };
     Box::pin(futures::stream::try_unfold(follower, |mut follower| async {
@@ -76,9 +63,9 @@ impl Follower<'_> {
                 }
             }
             match self.connection.as_mut() {
-                Some(bytes) => match tokio::time::timeout(QUIET, bytes.next()).await {
+                Some(bytes) => match tokio::time::timeout(follow::QUIET, bytes.next()).await {
                     Ok(Some(Ok(bytes))) => {
-                        self.answered = Instant::now();
+                        self.retry.answered();
                         let mut events = Vec::new();
                         self.reader.feed(&bytes, &mut events)?;
                         self.events.extend(events);
@@ -107,7 +94,7 @@ impl Follower<'_> {
                 }
                 self.last = line.seq;
                 self.has_lines = true;
-                self.pause = Duration::ZERO;
+                self.retry.progressed();
                 Ok(Some(News::Line(line)))
             }
             "end" => {
@@ -121,19 +108,14 @@ impl Follower<'_> {
 
     /// Connects anew. Returns the build instead if it has ended and has no more lines.
     async fn connect(&mut self) -> anyhow::Result<Option<api::Build>> {
-        tokio::time::sleep(self.pause).await;
-        self.pause = (self.pause * 2).clamp(PAUSES.0, PAUSES.1);
-        let opened = match tokio::time::timeout(QUIET, self.open()).await {
-            Ok(opened) => opened,
-            Err(elapsed) => Err(elapsed.into()),
-        };
-        match opened {
+        self.retry.wait().await;
+        match self.open().await {
             Ok(build) => {
-                self.answered = Instant::now();
+                self.retry.answered();
                 Ok(build)
             }
             Err(error) if !client::is_passing(&error) => Err(error),
-            Err(error) if self.answered.elapsed() > GIVE_UP => {
+            Err(error) if !self.retry.can_mend(&error) => {
                 let id = &self.id;
                 Err(error.context(format!(
                     "the build goes on without this command; see `wrenn template logs -f {id}`"
@@ -146,17 +128,16 @@ impl Follower<'_> {
     async fn open(&mut self) -> anyhow::Result<Option<api::Build>> {
         let path = format!("/v1/builds/{}", self.id);
         if !self.has_lines {
-            let build: api::Build = self.client.get(&path).await?;
+            let get = self.client.get::<api::Build>(&path);
+            let build = tokio::time::timeout(follow::QUIET, get).await??;
             if super::has_ended(&build) {
                 return Ok(Some(build));
             }
         }
-        let request = self.client.request(Method::GET, &format!("{path}/logs?follow=true"));
-        let mut request = request.header("Accept", "text/event-stream");
-        if self.last > 0 {
-            request = request.header("Last-Event-ID", self.last);
-        }
-        let bytes = self.client.send(request).await?.bytes_stream().map_ok(|bytes| bytes.to_vec());
+        let last = (self.last > 0).then(|| self.last.to_string());
+        let path = format!("{path}/logs?follow=true");
+        let answer = follow::open(self.client, &path, last.as_deref()).await?;
+        let bytes = answer.bytes_stream().map_ok(|bytes| bytes.to_vec());
         self.reader = sse::Reader::default();
         self.connection = Some(bytes.boxed());
         self.has_lines = false;

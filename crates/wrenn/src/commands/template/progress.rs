@@ -10,7 +10,7 @@ use std::time::Duration;
 use text::{Kind, clean, cut};
 use time::OffsetDateTime;
 
-pub(super) use text::clean as printable;
+pub(in crate::commands) use text::clean as printable;
 
 /// Column in which times begin, on a terminal that is wide enough.
 const TIME_COLUMN: usize = 60;
