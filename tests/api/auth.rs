@@ -11,7 +11,7 @@ use tests::{Client, Driver, Platform, eventually, signal};
 /// Required permission of each route: `open`, `token` (a token of its own, else 401), `user`,
 /// `anyone`, `platform`, or a permission in the team.
 const EXPECTED: &str = "
-    open GET /health, GET /version, GET /openapi.json, GET /docs, POST /v1/auth/signup,
+    open GET /health, GET /version, GET /v1/capabilities, GET /openapi.json, GET /docs, POST /v1/auth/signup,
     open POST /v1/auth/activate, POST /v1/auth/login,
     open POST /v1/auth/password/reset, POST /v1/auth/password/confirm, GET /v1/auth/providers,
     open GET /v1/auth/oauth/{provider}
@@ -23,14 +23,16 @@ const EXPECTED: &str = "
     user DELETE /v1/me/providers/{provider}, POST /v1/teams, POST /v1/invitations/accept
     anyone GET /v1/teams, PATCH /v1/templates/{name}
     read GET /v1/capsules, GET /v1/capsules/{id}, GET /v1/capsules/{id}/logs, GET /v1/snapshots,
+    read GET /v1/capsules/summary, GET /v1/capsules/{id}/lineage,
     read GET /v1/capsules/{id}/ports, GET /v1/capsules/{id}/ports/{port},
     read GET /v1/snapshots/{name}, GET /v1/templates,
-    read GET /v1/hosts, GET /v1/usage, GET /v1/events/stream, GET /v1/templates/{name},
+    read GET /v1/hosts, GET /v1/usage, GET /v1/events, GET /v1/events/stream, GET /v1/templates/{name},
     read GET /v1/templates/{name}/versions, GET /v1/templates/{name}/tags, GET /v1/builds,
-    read GET /v1/builds/{id}, GET /v1/builds/{id}/logs
+    read GET /v1/builds/{id}, GET /v1/builds/{id}/logs, GET /v1/capsules/{id}/metrics,
+    read POST /v1/capsules/metrics, GET /v1/metrics
     exec POST /v1/capsules/{id}/ping, POST /v1/capsules/{id}/exec, GET /v1/capsules/{id}/exec/stream,
     exec GET /v1/capsules/{id}/pty, GET /v1/capsules/{id}/processes,
-    exec DELETE /v1/capsules/{id}/processes/{selector},
+    exec DELETE /v1/capsules/{id}/processes/{selector}, GET /v1/capsules/{id}/terminals,
     exec GET /v1/capsules/{id}/processes/{selector}/stream, GET /v1/capsules/{id}/files,
     exec PUT /v1/capsules/{id}/files, POST /v1/capsules/{id}/files/read,
     exec GET /v1/capsules/{id}/files/archive, PUT /v1/capsules/{id}/files/archive,
@@ -48,11 +50,12 @@ const EXPECTED: &str = "
     exec POST /v1/capsules/{id}/code/contexts/{context_id}/interrupt,
     exec POST /v1/capsules/{id}/code/contexts/{context_id}/complete,
     exec GET /v1/capsules/{id}/code/contexts/{context_id}/variables
+    change PATCH /v1/capsules/{id}, POST /v1/capsules/bulk,
     change POST /v1/capsules, DELETE /v1/capsules/{id}, POST /v1/capsules/{id}/pause,
     change POST /v1/capsules/{id}/resume, POST /v1/capsules/{id}/fork, POST /v1/snapshots,
     change POST /v1/capsules/{id}/timeout, PUT /v1/capsules/{id}/ports/{port},
     change PUT /v1/capsules/{id}/network, POST /v1/capsules/{id}/traffic-token,
-    change POST /v1/capsules/{id}/links/rotate,
+    change POST /v1/capsules/{id}/links/rotate, DELETE /v1/capsules/{id}/logs,
     change DELETE /v1/snapshots/{name}, DELETE /v1/templates/{name},
     change POST /v1/templates/{name}/tags, DELETE /v1/templates/{name}/tags/{tag},
     change POST /v1/builds, POST /v1/builds/{id}/cancel, GET /v1/builds/files/{hash},
@@ -72,6 +75,7 @@ const EXPECTED: &str = "
     platform GET /metrics, POST /v1/hosts, GET /v1/hosts/{id}, DELETE /v1/hosts/{id},
     platform POST /v1/hosts/{id}/token, POST /v1/hosts/{id}/drain, PUT /v1/hosts/{id}/tags,
     platform GET /v1/hosts/{id}/delete-preview, GET /v1/hosts/{id}/metrics, GET /v1/admin/users,
+    platform GET /v1/hosts/{id}/metrics/history,
     platform POST /v1/admin/users, PATCH /v1/admin/users/{id}, DELETE /v1/admin/users/{id},
     platform GET /v1/admin/teams, GET /v1/admin/teams/{id}/limits,
     platform PUT /v1/admin/teams/{id}/limits, GET /v1/admin/audit-logs
@@ -80,6 +84,7 @@ const EXPECTED: &str = "
 /// Required permission of each route for others' clients. These routes are in no document of ours.
 const OF_OTHERS: &str = "
     read GET /sandboxes, GET /v2/sandboxes, GET /sandboxes/{id}, GET /sandboxes/{id}/metrics,
+    read GET /teams/{id}/metrics, GET /teams/{id}/metrics/max,
     read GET /sandboxes/metrics, GET /sandboxes/{id}/logs, GET /v2/sandboxes/{id}/logs,
     read GET /snapshots, GET /templates, GET /v2/templates, GET /templates/aliases/{alias},
     read GET /volumes, GET /secrets, GET /api/v1/capsules, GET /api/v1/capsules/{id}/metrics,
@@ -170,7 +175,7 @@ fn every_route_has_an_expectation() {
 fn path(route: &str, capsule: &str, team: &str) -> String {
     let id = match route {
         route if route.contains("/v1/capsules") || route.contains("/sandboxes") => capsule,
-        route if route.starts_with("/v1/teams") => team,
+        route if route.starts_with("/v1/teams") || route.starts_with("/teams") => team,
         _ => "none",
     };
     let filled = route.replace("{id}", id).replace("{selector}", "1").replace("{port}", "80");
@@ -342,7 +347,7 @@ async fn invalid_credential_is_refused_on_every_protected_route() {
 /// Reports whether a route acts on single capsules or creates one. A key may be confined to such
 /// capsules.
 fn is_of_capsules(pattern: &str) -> bool {
-    let team = pattern.ends_with("/stats") || pattern.ends_with("/usage");
+    let team = ["/stats", "/usage", "/summary"].iter().any(|end| pattern.ends_with(end));
     (pattern.contains("/v1/capsules") || pattern.contains("sandboxes")) && !team
 }
 
@@ -363,7 +368,17 @@ async fn resources_of_another_team_are_not_found() {
     for (route, takes) in expected() {
         let (method, pattern) = route.split_once(' ').unwrap();
         let (method, path) = (method.parse::<Method>().unwrap(), path(pattern, &id, &team));
-        if path.contains(&id) {
+        if pattern == "/sandboxes/{id}/metrics" {
+            // E2B's clients expect no metrics here, and no error.
+            for stranger in [&key, &user, &confined] {
+                assert_eq!(stranger.get(&path).await.expect(200), json!([]), "{route}");
+            }
+        } else if pattern.starts_with("/teams/{id}") {
+            // E2B's clients expect this status.
+            for stranger in [&key, &user, &confined] {
+                assert_eq!(status(stranger, &method, &path).await, 403, "{route}");
+            }
+        } else if path.contains(&id) {
             for stranger in [&key, &user, &confined] {
                 let answer = stranger.send(sound(stranger, &method, &path)).await;
                 assert_eq!(answer.status.as_u16(), 404, "{route} by {:.4}", stranger.key());

@@ -234,7 +234,9 @@ async fn port_gets_url_and_is_published_and_forwarded() {
     assert_eq!(status().await, 401);
     assert_eq!(run(&["publish", &id, &port]), (true, url.clone(), String::new()));
     assert_eq!(status().await, 200);
-    assert!(run(&["get", &id]).1.contains(&format!("public port  {port}")));
+    let shown = run(&["get", &id]).1;
+    let mut ports = shown.lines().filter_map(|line| line.trim().strip_prefix("public port"));
+    assert_eq!(ports.next().map(str::trim), Some(port.as_str()), "{shown}");
     assert_eq!(run(&["unpublish", &id, &port]), (true, url, String::new()));
     assert_eq!(status().await, 401);
 

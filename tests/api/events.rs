@@ -10,26 +10,39 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use tests::{Client, Driver, Heard, Hook, Platform, eventually};
 
+/// Bytes of a stream of server-sent events.
+pub(crate) type Bytes = futures::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>;
+
+/// Opens a stream of server-sent events, after the event with the id `after`.
+pub(crate) async fn open(client: &Client, path: &str, after: Option<&str>) -> Bytes {
+    let mut request = client.request(Method::GET, path);
+    if let Some(after) = after {
+        request = request.header("last-event-id", after);
+    }
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 200);
+    assert_eq!(answer.headers()["content-type"], "text/event-stream");
+    answer.bytes_stream().boxed()
+}
+
 /// Open stream of events.
-struct Stream {
-    bytes: futures::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>,
+pub(crate) struct Stream {
+    bytes: Bytes,
     text: String,
 }
 
 impl Stream {
     async fn open(client: &Client, after: Option<&str>) -> Self {
-        let mut request = client.request(Method::GET, "/v1/events/stream");
-        if let Some(after) = after {
-            request = request.header("last-event-id", after);
-        }
-        let answer = request.send().await.unwrap();
-        assert_eq!(answer.status().as_u16(), 200);
-        assert_eq!(answer.headers()["content-type"], "text/event-stream");
-        Self { bytes: answer.bytes_stream().boxed(), text: String::new() }
+        Self::open_at(client, "/v1/events/stream", after).await
+    }
+
+    /// Opens a stream at a path, which may have a query.
+    pub(crate) async fn open_at(client: &Client, path: &str, after: Option<&str>) -> Self {
+        Self { bytes: open(client, path, after).await, text: String::new() }
     }
 
     /// Returns the next event.
-    async fn next(&mut self) -> Value {
+    pub(crate) async fn next(&mut self) -> Value {
         loop {
             while let Some((frame, rest)) = self.text.split_once("\n\n") {
                 let (frame, rest) = (frame.to_owned(), rest.to_owned());
@@ -71,15 +84,18 @@ async fn events_are_streamed_in_order_to_their_team_only() {
     client.delete(&format!("/v1/capsules/{id}")).await.expect(204);
     let first = stream.next().await;
     assert_eq!((&first["event"], &first["resource_id"]), (&json!("capsule.created"), &json!(id)));
-    let kinds = stream.kinds(6).await;
+    let kinds = stream.kinds(9).await;
     assert_eq!(
         kinds,
         [
             "capsule.running",
+            "capsule.pausing",
             "capsule.paused",
+            "capsule.resuming",
             "capsule.running",
             "template.snapshot.created",
             "template.snapshot.deleted",
+            "capsule.stopping",
             "capsule.destroyed"
         ]
     );
@@ -118,7 +134,7 @@ async fn begin_and_each_kind_of_end_of_a_build_are_events() {
     ] {
         let told = loop {
             let event = stream.next().await;
-            if event["resource_type"] == "template" {
+            if event["event"].as_str().unwrap().starts_with("template.build.") {
                 break event;
             }
         };

@@ -107,10 +107,17 @@ async fn unknown_routes_ids_and_queries_get_error_envelope() {
     client.send(patch).await.refuses(405, "method_not_allowed", "method");
     for (query, told) in [
         ("limit=0", "limit"),
-        ("limit=101", "limit"),
+        ("limit=1001", "limit"),
         ("limit=x", "query is invalid"),
         ("before=x", "before is not the id"),
         ("colour=red", "colour"),
+        ("sort=age", "sort must be"),
+        ("status=gone", "status must be"),
+        ("status=stopped", "status must be"),
+        ("snapshot=x", "snapshot is not the id"),
+        ("ended=true&sort=name", "sort must not be"),
+        ("sort=name&before=x", "before is not the `next`"),
+        ("metadata[a]=1&metadata[a]=2", "metadata must have"),
     ] {
         let list = client.get(&format!("/v1/capsules?{query}")).await;
         list.refuses(400, "invalid_request", told);
@@ -179,7 +186,11 @@ async fn invalid_commands_and_paths_name_error() {
     let kill = format!("/v1/capsules/{id}/processes");
     client.delete(&format!("{kill}/999999")).await.refuses(404, "not_found", "process");
     client.delete(&format!("{kill}/nosuch")).await.refuses(404, "not_found", "process");
-    let signal = client.delete(&format!("{kill}/1?signal=SIGHUP")).await;
-    signal.refuses(400, "invalid_request", "signal must be SIGKILL or SIGTERM");
+    let signal = client.delete(&format!("{kill}/1?signal=SIGSEGV")).await;
+    signal.refuses(400, "invalid_request", "signal must be TERM, KILL,");
+    for signal in ["TERM", "SIGHUP"] {
+        let refused = client.delete(&format!("{kill}/1?signal={signal}")).await;
+        refused.refuses(400, "invalid_request", "process 1 belongs to the platform");
+    }
     platform.finish();
 }

@@ -61,7 +61,7 @@ async fn column_that_a_newer_program_adds_fails_no_statement_of_an_older_one() {
 }
 
 #[tokio::test]
-async fn every_id_column_is_uuid_except_audit_log_references() {
+async fn every_id_column_is_uuid_except_actors_and_audited_resources() {
     let platform = Platform::start(Driver::Fake, &[]).await;
     let mut db = PgConnection::connect(&platform.database_url()).await.unwrap();
     let sql = "SELECT table_name::text, column_name::text, data_type::text \
@@ -73,7 +73,13 @@ async fn every_id_column_is_uuid_except_audit_log_references() {
     assert!(columns.len() > 20, "{columns:?}");
     let texts = columns.iter().filter(|(_, _, kind)| kind != "uuid");
     let texts: Vec<String> = texts.map(|(table, column, _)| format!("{table}.{column}")).collect();
-    assert_eq!(texts, ["audit_logs.actor_id", "audit_logs.resource_id"]);
+    let wanted = [
+        "audit_logs.actor_id",
+        "audit_logs.resource_id",
+        "capsules.created_by_id",
+        "events.actor_id",
+    ];
+    assert_eq!(texts, wanted);
     let platform_team: String = sqlx::query_scalar(
         "SELECT name FROM teams WHERE id = '00000000-0000-0000-0000-000000000000'",
     )

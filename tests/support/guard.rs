@@ -40,7 +40,7 @@ impl Leftovers {
         };
         let text = dir.display().to_string();
         let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-        let groups = ["", "cpu/", "memory/", "pids/"]
+        let groups = ["", "cpu/", "cpuacct/", "memory/", "pids/"]
             .iter()
             .flat_map(|controller| names(&format!("/sys/fs/cgroup/{controller}wrenn-{tag}")));
         Self {

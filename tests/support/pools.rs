@@ -58,7 +58,8 @@ impl ReadyMachine {
 
 impl Platform {
     /// Returns a client of the platform's own control plane, even when the suite runs with two.
-    fn own_client(&self) -> Client {
+    #[must_use]
+    pub fn own_client(&self) -> Client {
         let said = std::fs::read_to_string(self.said()).unwrap();
         let url = said.lines().find_map(|line| Some(line.split_once("Wrenn serves ")?.1));
         self.client().at(url.expect("the platform tells its URL"))

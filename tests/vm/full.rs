@@ -146,7 +146,7 @@ async fn only_guest_that_fills_the_disk_waits_and_it_continues_when_freed() {
     assert_eq!(client.out(&other, "echo up").await, "up\n");
     assert!(disk.free_mib() > 16, "the disk is full all the same");
     let shown = platform.run(&["capsule", "list"]);
-    assert!(String::from_utf8_lossy(&shown.stdout).contains("disk_full"));
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("disk full"));
     // Work that needs room is refused, and removals are not.
     let body = json!({ "capsule_id": other, "name": "s" });
     client.post("/v1/snapshots", &body).await.refuses(503, "no_capacity", "are reserved");

@@ -91,7 +91,15 @@ async fn envd_requires_its_token_except_for_health() {
     let (platform, _, id) = capsule().await;
     let agent = platform.agent_client().below(&format!("/proxy/{id}/49983"));
     agent.get("/health").await.expect(204);
-    for path in ["/metrics", "/envs", "/files?path=/etc/passwd", "/ports", "/nosuch"] {
+    for path in [
+        "/metrics",
+        "/envs",
+        "/files?path=/etc/passwd",
+        "/ports",
+        "/processes",
+        "/terminals",
+        "/nosuch",
+    ] {
         agent.get(path).await.expect(401);
     }
     for path in [
@@ -100,6 +108,7 @@ async fn envd_requires_its_token_except_for_health() {
         "/files/compose",
         "/init",
         "/ports/connect?port=22",
+        "/processes/signal",
     ] {
         let answer = agent.post(path, &json!({ "accessToken": "guess" })).await;
         assert_eq!(answer.status.as_u16(), 401, "{path}: {}", answer.body);
