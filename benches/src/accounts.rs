@@ -15,6 +15,31 @@ const REQUESTS: usize = 4000;
 const CAPSULES: i64 = 1_000_000;
 const ENTRIES: i64 = 10_000_000;
 const PAGES: usize = 500;
+/// Number of the snapshot and of the host by which a list is filtered. A thousandth of the capsules
+/// has either, and the host does not exist.
+const NUMBERED: u128 = 7;
+/// Filters and orders of lists: values that many, some and few capsules have, and values that none
+/// has.
+const FILTERS: [&str; 18] = [
+    "status=paused",
+    "status=error",
+    "status=running,error,missing",
+    "template=base",
+    "template=rare",
+    "template=none",
+    "created_by=key-7",
+    "created_by=key-none",
+    "metadata[all]=x",
+    "metadata[job]=7",
+    "metadata[one]=77",
+    "metadata[one]=none",
+    "q=name-77",
+    "name=name-775",
+    "sort=name",
+    "sort=-state_since",
+    "ended=true&created_by=key-8",
+    "metadata[job]=7&status=paused&template=base",
+];
 
 /// Times one request up to the last byte of its answer.
 async fn timed(client: &Client, path: &str, wanted: u16) -> Duration {
@@ -68,6 +93,25 @@ pub(crate) async fn listing() -> Vec<Row> {
         let paths = (0..PAGES).map(|n| format!("{list}before={}", ids[n % ids.len()]));
         (name.to_owned(), paths.collect::<Vec<String>>())
     };
+    let numbered = |prefix: &str| {
+        let id = types::ids::encode(uuid::Uuid::from_u128(NUMBERED));
+        format!("{prefix}{id}")
+    };
+    let kept = [format!("snapshot={}", numbered("snap-")), format!("host={}", numbered("host-"))];
+    for filter in FILTERS.into_iter().chain(kept.iter().map(String::as_str)) {
+        let name = format!("a page of 1,000,000 capsules by {filter}");
+        let path = format!("/v1/capsules?{filter}");
+        let mut times = Vec::new();
+        for _ in 0..PAGES {
+            times.push(timed(&client, &path, 200).await);
+        }
+        rows.push(Row::alone(&name, &times, "≤ 20 ms"));
+    }
+    let mut times = Vec::new();
+    for _ in 0..PAGES {
+        times.push(timed(&client, "/v1/capsules/summary", 200).await);
+    }
+    rows.push(Row::alone("the summary of 1,000,000 capsules", &times, "≤ 20 ms"));
     for (name, paths) in [
         page("a page of 1,000,000 capsules", "/v1/capsules?", &capsules),
         page("a page of 10,000,000 entries", "/v1/audit-logs?", &entries),
@@ -107,10 +151,16 @@ async fn fill(db: &mut PgConnection) {
         db,
         format!(
             "INSERT INTO capsules (id, team_id, template, status, vcpus, memory_mib, disk_mib, \
-             envd_token, created_at) SELECT gen_random_uuid(), t.id, 'base', \
-             CASE n % 2 WHEN 0 THEN 'stopped' ELSE 'paused' END, 1, 512, 1024, md5(n::text), \
-             now() - n * interval '1 second' FROM teams t, generate_series(1, {CAPSULES}) n \
-             WHERE t.name = 'Default'"
+             envd_token, created_at, state_since, name, created_by_id, metadata, snapshot_id, \
+             host_id) SELECT gen_random_uuid(), t.id, \
+             CASE WHEN n % 10007 = 1 THEN 'rare' ELSE 'base' END, \
+             CASE WHEN n % 2 = 0 THEN 'stopped' WHEN n % 20011 = 1 THEN 'error' \
+             ELSE 'paused' END, 1, 512, 1024, md5(n::text), \
+             now() - n * interval '1 second', now() - n * interval '1 second', \
+             CASE WHEN n % 5 = 0 THEN 'name-' || n END, 'key-' || n % 1000, \
+             jsonb_build_object('all', 'x', 'job', (n % 100)::text, 'one', n::text), \
+             lpad(to_hex(n % 1000), 32, '0')::uuid, lpad(to_hex(n % 1000), 32, '0')::uuid \
+             FROM teams t, generate_series(1, {CAPSULES}) n WHERE t.name = 'Default'"
         ),
     )
     .await;
@@ -125,6 +175,9 @@ async fn fill(db: &mut PgConnection) {
         ),
     )
     .await;
+    let counts = "INSERT INTO capsule_counts (team_id, status, delta) \
+                  SELECT team_id, status, count(*) FROM capsules GROUP BY team_id, status";
+    run(db, counts.to_owned()).await;
     for (_, definition) in indexes {
         run(db, definition).await;
     }

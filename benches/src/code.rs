@@ -79,8 +79,9 @@ async fn run(client: &Client, id: &str, body: &Value) -> (Duration, String) {
     let started = Instant::now();
     let request = client.request(Method::POST, &format!("/v1/capsules/{id}/code")).json(body);
     let answer = request.send().await.unwrap();
-    assert_eq!(answer.status(), 200);
+    let status = answer.status();
     let lines = answer.text().await.unwrap();
+    assert_eq!(status, 200, "{lines}");
     let took = started.elapsed();
     let ended = lines.ends_with("{\"type\":\"end_of_execution\"}\n");
     assert!(ended && !lines.contains("\"type\":\"error\""), "{lines:.2000}");

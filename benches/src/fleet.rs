@@ -78,6 +78,7 @@ async fn enrol(client: &Client, dir: &Path, guest: u16, tasks: &Tasks) {
         disk_mib: 1 << 20,
         registries: host_agent::Registries::default(),
         store: None,
+        log_limits: host_agent::LogLimits::default(),
         connections: 64,
     };
     let agent = host_agent::start(config, tasks).await.unwrap();
@@ -94,7 +95,7 @@ async fn enrol(client: &Client, dir: &Path, guest: u16, tasks: &Tasks) {
 }
 
 /// Returns the processor time of processes, in seconds.
-fn processor(pids: &[i32]) -> f64 {
+pub(crate) fn processor(pids: &[i32]) -> f64 {
     let ticks = |pid: &i32| -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
@@ -105,7 +106,8 @@ fn processor(pids: &[i32]) -> f64 {
     pids.iter().map(ticks).sum::<f64>() / 100.0
 }
 
-fn children(of: i32) -> Vec<i32> {
+/// Returns a process and its children.
+pub(crate) fn children(of: i32) -> Vec<i32> {
     let mut text = String::new();
     let path = format!("/proc/{of}/task/{of}/children");
     let _ = std::fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text));
@@ -124,7 +126,7 @@ fn figure(name: &str, value: String, goal: &str) -> Row {
 
 pub(crate) async fn measure() -> Vec<Row> {
     daemon::raise_open_files();
-    daemon::log_to_stderr("warn", false);
+    let _logs = daemon::log_to_stderr("warn", false, None).unwrap();
     let platform = Platform::start(Driver::Fake, &[]).await;
     let database = platform.separate_database().await;
     let control_plane = Replica::over(&platform, &database);

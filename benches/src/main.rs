@@ -21,11 +21,13 @@ mod files;
 mod firecracker;
 mod fleet;
 mod guests;
+mod history;
 mod idle;
 mod images;
 mod inside;
 mod keep;
 mod leftovers;
+mod logs;
 mod pools;
 mod proxy;
 mod rival;
@@ -163,6 +165,14 @@ impl Run {
         }
         if self.wants("images") {
             self.keep(images::measure());
+        }
+        if self.wants("history") {
+            let rows = Box::pin(history::measure()).await;
+            self.keep(rows);
+        }
+        if self.wants("logs") {
+            let rows = Box::pin(logs::measure()).await;
+            self.keep(rows);
         }
         if self.wants("fleet") {
             let rows = Box::pin(fleet::measure()).await;
