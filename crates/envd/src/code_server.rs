@@ -74,7 +74,7 @@ impl CodeServer {
     }
 
     /// Sets the way to a new interpreter, or none after its end.
-    fn set_queue(&self, queue: Option<mpsc::Sender<Request>>) {
+    pub(crate) fn set_queue(&self, queue: Option<mpsc::Sender<Request>>) {
         *lock(&self.queue) = queue;
     }
 }

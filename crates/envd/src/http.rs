@@ -139,6 +139,20 @@ async fn initialize(
     let init = guest.jobs.host.run(jobs::LIMIT, adopt).await?;
     // Another caller may have set a token meanwhile.
     check_caller(&guest, &headers, &init)?;
+    if let Some(path) = &init.template_path {
+        show_path(&guest, path.clone()).await;
+    }
+    guest.change(|settings| {
+        let token = init.access_token.filter(|t| !t.is_empty());
+        settings.token = token.or(settings.token.take());
+        settings.default_user = init.default_user.unwrap_or(settings.default_user.clone());
+        settings.default_workdir = init.default_workdir.or(settings.default_workdir.take());
+        settings.template_path = init.template_path.or(settings.template_path.take());
+        settings.envs.extend(init.env_vars.unwrap_or_default());
+    });
+    // The interpreter follows in turn. So its answer to the epoch means that it has these settings,
+    // and no request meets an earlier token.
+    supervise::tell_settings(&guest);
     if let Some(epoch) = &init.epoch {
         guest.code.begin_epoch(epoch.is_fresh()).await;
         let log = guest.processes.log();
@@ -153,18 +167,6 @@ async fn initialize(
             None => guest.metadata.ask(&guest.jobs.looks),
         }
     }
-    if let Some(path) = &init.template_path {
-        show_path(&guest, path.clone()).await;
-    }
-    guest.change(|settings| {
-        let token = init.access_token.filter(|t| !t.is_empty());
-        settings.token = token.or(settings.token.take());
-        settings.default_user = init.default_user.unwrap_or(settings.default_user.clone());
-        settings.default_workdir = init.default_workdir.or(settings.default_workdir.take());
-        settings.template_path = init.template_path.or(settings.template_path.take());
-        settings.envs.extend(init.env_vars.unwrap_or_default());
-    });
-    supervise::tell_settings(&guest);
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -270,6 +272,27 @@ mod tests {
         let refused = figures(State(Arc::clone(&guest))).await.unwrap_err();
         assert_eq!(refused.code, connectrpc::ErrorCode::Unavailable);
         assert!(guest.jobs.starts.place().is_ok());
+    }
+
+    #[tokio::test]
+    async fn interpreter_has_the_settings_before_the_epoch_is_answered() {
+        let (guest, told) = (Guest::new(None, 0), Arc::new(std::sync::Mutex::new(Vec::new())));
+        let (queue, mut orders) = tokio::sync::mpsc::channel(8);
+        guest.code.set_queue(Some(queue));
+        let noted = Arc::clone(&told);
+        tokio::spawn(async move {
+            while let Some(order) = orders.recv().await {
+                noted.lock().unwrap().push(order.message);
+            }
+        });
+        let at = serve(guest).await;
+        let epoch = r#"{"accessToken":"new","epoch":{"entropy":"AA==","fresh":true}}"#;
+        let answer = ask(at, "POST /init", epoch).await;
+        assert!(answer.starts_with("http/1.1 204"), "{answer}");
+        let told = told.lock().unwrap();
+        let has_token = told.iter().position(|order| order["settings"]["token"] == "new");
+        let has_epoch = told.iter().position(|order| order["epoch"]["fresh"] == true);
+        assert!(has_token.is_some() && has_token < has_epoch, "{told:?}");
     }
 
     /// Serves a guest at a port of this machine.

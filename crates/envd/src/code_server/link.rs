@@ -16,7 +16,7 @@ pub(super) const QUEUE: usize = 64;
 const LINE_MAX: u64 = 4096;
 
 /// A message to the interpreter.
-pub(super) struct Request {
+pub(crate) struct Request {
     /// An object. A request with an answer gets a number in the field `id`.
     pub message: Value,
     /// Hears of the answer, or is dropped at the end of the interpreter.
