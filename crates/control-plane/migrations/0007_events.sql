@@ -156,39 +156,6 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Writes the event of changed settings, with the names of the settings in the API.
-CREATE FUNCTION capsule_edited() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE
-    -- A host counts the remaining time anew, so the same end differs by moments.
-    same_end boolean := coalesce(
-        abs(extract(epoch FROM NEW.ends_at - OLD.ends_at)) < 1,
-        NEW.ends_at IS NULL AND OLD.ends_at IS NULL);
-    fields text[] := array_remove(ARRAY[
-        CASE WHEN NEW.name IS DISTINCT FROM OLD.name THEN 'name' END,
-        CASE WHEN NEW.metadata <> OLD.metadata THEN 'metadata' END,
-        CASE WHEN NOT same_end THEN 'lifetime' END,
-        CASE WHEN NEW.timeout_sec <> OLD.timeout_sec THEN 'idle_timeout' END,
-        CASE WHEN NEW.on_timeout <> OLD.on_timeout THEN 'on_timeout' END,
-        CASE WHEN NEW.auto_resume <> OLD.auto_resume THEN 'auto_resume' END,
-        CASE WHEN NEW.public_ports <> OLD.public_ports THEN 'public_ports' END,
-        CASE WHEN NEW.public_traffic <> OLD.public_traffic THEN 'public_traffic' END,
-        CASE WHEN NEW.host_header IS DISTINCT FROM OLD.host_header THEN 'host_header' END,
-        CASE WHEN NEW.egress - 'revision' <> OLD.egress - 'revision' THEN 'network' END,
-        CASE WHEN NEW.traffic_token <> OLD.traffic_token THEN 'traffic_token' END,
-        CASE WHEN NEW.link_generation <> OLD.link_generation THEN 'links' END], NULL);
-BEGIN
-    IF fields <> '{}' AND NEW.status <> 'stopped' AND NEW.build_id IS NULL THEN
-        PERFORM emit(NEW.team_id, 'capsule.changed', 'capsule', NEW.id,
-            jsonb_build_object('fields', fields), NEW.generation);
-    END IF;
-    RETURN NULL;
-END $$;
--- A trigger with columns runs only for statements that set one of them. Moves set none. A statement
--- that sets only `ends_at` completes a move, so that column is absent here.
-CREATE TRIGGER capsule_edited AFTER UPDATE OF name, metadata, timeout_sec, on_timeout, auto_resume,
-    public_ports, public_traffic, host_header, egress, traffic_token, link_generation ON capsules
-    FOR EACH ROW EXECUTE FUNCTION capsule_edited();
-
 -- ── Builds and tags ────────────────────────────────────────────────────────────────────────────
 
 DROP FUNCTION emit_build(uuid, uuid, uuid, text);

@@ -1,5 +1,5 @@
--- Events of webhooks, of logins to registries and of templates. A change of the output that a
--- capsule's log keeps is an event, too. No event holds a URL, a user name or a secret.
+-- Events of capsules' settings, of webhooks, of logins to registries and of templates. No event
+-- holds a URL, a user name or a secret.
 
 -- Creates lock the tables in this order, so that no create and this migration wait for each other.
 LOCK TABLE capsules, templates, channels, registry_logins IN SHARE ROW EXCLUSIVE MODE;
@@ -7,7 +7,7 @@ LOCK TABLE capsules, templates, channels, registry_logins IN SHARE ROW EXCLUSIVE
 -- ── Capsules ───────────────────────────────────────────────────────────────────────────────────
 
 -- Writes the event of changed settings, with the names of the settings in the API.
-CREATE OR REPLACE FUNCTION capsule_edited() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION capsule_edited() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     -- A host counts the remaining time anew, so the same end differs by moments.
     same_end boolean := coalesce(
@@ -34,7 +34,9 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
-CREATE OR REPLACE TRIGGER capsule_edited AFTER UPDATE OF name, metadata, timeout_sec, on_timeout, auto_resume,
+-- A trigger with columns runs only for statements that set one of them. Moves set none. A statement
+-- that sets only `ends_at` completes a move, so that column is absent here.
+CREATE TRIGGER capsule_edited AFTER UPDATE OF name, metadata, timeout_sec, on_timeout, auto_resume,
     public_ports, public_traffic, host_header, egress, traffic_token, link_generation, logs
     ON capsules FOR EACH ROW EXECUTE FUNCTION capsule_edited();
 
